@@ -1,0 +1,1 @@
+"""mathkit: build a linear map, look at its singular vectors."""
