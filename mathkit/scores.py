@@ -1,0 +1,250 @@
+"""Numbers that judge a result: intervals, distances between distributions, side effect.
+
+Tensors in, floats or tensors out; all arithmetic in float64 on the CPU.
+"""
+
+from collections.abc import Sequence
+from statistics import NormalDist
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Interval(NamedTuple):
+    """A closed interval [low, high]."""
+
+    low: float
+    high: float
+
+
+class Difference(NamedTuple):
+    """A mean difference with its bootstrap interval [low, high] and two-sided p-value."""
+
+    estimate: float
+    low: float
+    high: float
+    p: float
+
+
+def wilson(k: int, n: int, level: float = 0.95) -> Interval:
+    """Wilson score interval of a share: all p with |k/n - p| <= z sqrt(p (1 - p) / n).
+
+    In closed form (k + z^2/2 -+ z sqrt(k (n - k) / n + z^2/4)) / (n + z^2), z the normal quantile
+    of (1 + level)/2; unlike k/n -+ z * standard error it never leaves [0, 1] and has a width at
+    k = 0 and k = n. Source: Wilson 1927. Raises ValueError unless 0 <= k <= n, n >= 1 and
+    0 < level < 1.
+    """
+    if not 0 <= k <= n or n < 1:
+        raise ValueError(f"wilson needs 0 <= k <= n and n >= 1; got k = {k}, n = {n}")
+    z = _quantile(level)
+    k, n = int(k), int(n)
+    half = z * (k * (n - k) / n + z * z / 4) ** 0.5
+    low, high = ((k + z * z / 2 + s * half) / (n + z * z) for s in (-1, 1))
+    return Interval(0.0 if k == 0 else low, 1.0 if k == n else high)
+
+
+def in_words(k: int, n: int, level: float = 0.95) -> str:
+    """k of n with its Wilson interval, as a sentence: "8 of 10, 95 % interval [.490, .943]"."""
+    low, high = (_short(x) for x in wilson(k, n, level))
+    return f"{k} of {n}, {100 * level:g} % interval [{low}, {high}]"
+
+
+def bootstrap(
+    a: Tensor,
+    b: Tensor | None = None,
+    groups: Tensor | None = None,
+    *,
+    level: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Difference:
+    """Paired bootstrap of mean(a - b), a and b (n,): pairs are drawn together, with replacement.
+
+    b = None tests mean(a) against 0; booleans count as shares. With `groups` (n,), any labels,
+    whole groups are drawn (samples edited with one source's direction stand or fall together).
+    The interval is the expanded percentile interval (Hesterberg 2015): percentiles at
+    Phi(-+ sqrt(g / (g - 1)) t_(g-1)) for g units drawn, which keeps the coverage near `level` for
+    few units; p inverts the same interval at 0 and is at least 1/(resamples + 1). The answer
+    depends on (data, seed) alone. Raises ValueError on shapes that differ, NaN, or fewer than two
+    units.
+    """
+    from scipy.stats import t as student
+
+    d = _vector("a", a) - (0 if b is None else _paired(a, b))
+    total, count = _by_group(d, groups)
+    g = len(total)
+    if g < 2:
+        raise ValueError(f"the bootstrap needs at least 2 samples or groups to draw from; got {g}")
+    means = _resampled(total, count, resamples, seed)
+    stretch = (g / (g - 1)) ** 0.5
+    tail = NormalDist().cdf(-stretch * student.ppf(0.5 + level / 2, g - 1))
+    low, high = torch.quantile(means, torch.tensor([tail, 1 - tail], dtype=means.dtype)).tolist()
+    sides = torch.stack([(means <= 0).sum(), (means >= 0).sum()]).min()
+    rarest = min((int(sides) + 1) / (resamples + 1), 0.5)
+    p = 2 * student.sf(-NormalDist().inv_cdf(rarest) / stretch, g - 1)
+    return Difference(float(d.mean()), low, high, float(max(p, 1 / (resamples + 1))))
+
+
+def holm(p: Tensor | Sequence[float]) -> Tensor:
+    """Holm's adjusted p-values (m,): the i-th smallest is max over j <= i of (m - j + 1) p_(j).
+
+    Rejecting where the result is <= alpha keeps the chance of any false rejection at most alpha,
+    whatever the dependence (Holm 1979). Order is kept; values are cut at 1. Raises ValueError
+    outside [0, 1].
+    """
+    p = _vector("p", torch.as_tensor(p))
+    if not ((p >= 0) & (p <= 1)).all():
+        raise ValueError(f"holm needs p-values in [0, 1]; got {p.tolist()}")
+    order = p.argsort()
+    steps = torch.arange(len(p), 0, -1, dtype=p.dtype)
+    stepped = (steps * p[order]).clamp(max=1)
+    return torch.empty_like(p).scatter_(0, order, stepped.cummax(0).values)
+
+
+def ks(a: Tensor, b: Tensor | None = None) -> Tensor:
+    """Kolmogorov-Smirnov distance sup_x |F_a(x) - F_b(x)|; b = None: F_b uniform on [0, 1].
+
+    a is (n,) or (n, c), b is (m,) or (m, c): one distance in [0, 1] a column, shape () or (c,).
+    Raises ValueError on NaN, empty samples or columns that do not match.
+    """
+    x = _columns("a", a)
+    if b is None:
+        x, n = x.sort(-1).values, x.shape[-1]
+        step = torch.arange(n + 1, dtype=x.dtype) / n
+        f = x.clamp(0, 1)
+        gap = torch.maximum(step[1:] - f, f - step[:-1]).amax(-1)
+    else:
+        y = _columns("b", b)
+        if len(x) != len(y):
+            raise ValueError(f"ks compares column by column; got {len(x)} and {len(y)} columns")
+        gap = _two_sample(x, y)
+    return gap if a.ndim == 2 else gap[0]
+
+
+def frechet(a: Tensor, b: Tensor) -> float:
+    """Frechet distance of the Gaussians fitted to two feature sets, a (n, d) and b (m, d).
+
+    |mean_a - mean_b|^2 + tr(C_a + C_b - 2 (C_a^(1/2) C_b C_a^(1/2))^(1/2)), in squared units of
+    the features; covariances with n - 1. The trace of the last root is the nuclear norm of
+    C_a^(1/2) C_b^(1/2), with symmetric roots by eigh, so singular covariances are harmless.
+    Finite samples bias it upwards: compare sets of equal size. Cost O((n + m) d^2 + d^3).
+    Source: Dowson and Landau 1982; Heusel et al. 2017.
+    Raises ValueError on NaN, fewer than two rows, or widths that differ.
+    """
+    a, b = _features("a", a), _features("b", b)
+    if a.shape[1] != b.shape[1]:
+        raise ValueError(f"frechet needs equal widths d; got {a.shape[1]} and {b.shape[1]}")
+    shift = (a.mean(0) - b.mean(0)).square().sum()
+    root_a, root_b = _root(a), _root(b)
+    cross = torch.linalg.svdvals(root_a @ root_b).sum()
+    return float((shift + root_a.square().sum() + root_b.square().sum() - 2 * cross).clamp(min=0))
+
+
+def pixel_distance(a: Tensor, b: Tensor) -> Tensor:
+    """Mean |a - b| over every pixel and channel of each image, (B, C, H, W) twice -> (B,).
+
+    Units: the images', so 2 is black against white. Raises ValueError on NaN or unequal shapes.
+    """
+    if a.shape != b.shape or a.ndim != 4:
+        raise ValueError(
+            f"pixel_distance needs two batches (B, C, H, W) of one shape; got "
+            f"{tuple(a.shape)} and {tuple(b.shape)}"
+        )
+    return _finite("the images", a.cpu().double() - b.cpu().double()).abs().mean((1, 2, 3))
+
+
+def side_effect(x_edited: Tensor, x_true: Tensor, unrelated: Tensor | float) -> Tensor:
+    """How far an edit is from the true one: (B,); 0 is exact, 1 as far as an unrelated image.
+
+    mean |x' - x_true| over ALL pixels, divided by the same figure between unrelated images. x_true
+    is the true counterfactual x_0 + D*, not the untreated x_0. `unrelated`: images (N, C, H, W),
+    N >= 2, each compared with the next one in the batch (the last with the first); or that figure
+    itself, computed once. Raises ValueError on NaN, unequal shapes, or a figure that is not > 0.
+    """
+    if isinstance(unrelated, Tensor) and unrelated.ndim:
+        unrelated = float(pixel_distance(unrelated, unrelated.roll(1, 0)).mean())
+    if not unrelated > 0:
+        raise ValueError(
+            f"side_effect divides by the distance of unrelated images, which must be positive; got "
+            f"{float(unrelated)}: pass at least two different images, or their distance"
+        )
+    return pixel_distance(x_edited, x_true) / unrelated
+
+
+def _quantile(level: float) -> float:
+    if not 0 < level < 1:
+        raise ValueError(f"level is a probability strictly between 0 and 1, e.g. 0.95; got {level}")
+    return NormalDist().inv_cdf(0.5 + level / 2)
+
+
+def _short(x: float) -> str:
+    return f"{x:.3f}".removeprefix("0") if 0 < x < 1 else f"{x:g}"
+
+
+def _finite(name: str, x: Tensor) -> Tensor:
+    if x.numel() == 0 or not x.isfinite().all():
+        raise ValueError(
+            f"{name} must be non-empty and finite; got shape {tuple(x.shape)}, "
+            f"{int((~x.isfinite()).sum())} values NaN or infinite"
+        )
+    return x
+
+
+def _vector(name: str, x: Tensor) -> Tensor:
+    if x.ndim != 1:
+        raise ValueError(f"{name} must have shape (n,); got {tuple(x.shape)}")
+    return _finite(name, x.cpu().double())
+
+
+def _paired(a: Tensor, b: Tensor) -> Tensor:
+    if a.shape != b.shape:
+        raise ValueError(f"pairs need equal shapes; got {tuple(a.shape)} and {tuple(b.shape)}")
+    return _vector("b", b)
+
+
+def _columns(name: str, x: Tensor) -> Tensor:
+    if x.ndim not in (1, 2):
+        raise ValueError(f"{name} must have shape (n,) or (n, columns); got {tuple(x.shape)}")
+    return _finite(name, x.cpu().double()).reshape(len(x), -1).T.contiguous()
+
+
+def _features(name: str, x: Tensor) -> Tensor:
+    if x.ndim != 2 or len(x) < 2:
+        raise ValueError(f"{name} must have shape (n, d) with n >= 2; got {tuple(x.shape)}")
+    return _finite(name, x.cpu().double())
+
+
+def _by_group(d: Tensor, groups: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Sum and size of each group, both (g,); without groups each sample is its own."""
+    if groups is None:
+        return d, torch.ones_like(d)
+    if groups.shape != d.shape:
+        raise ValueError(f"groups must label each of {len(d)} samples; got {tuple(groups.shape)}")
+    _, index = groups.cpu().unique(return_inverse=True)
+    sums = d.new_zeros(2, int(index.max()) + 1)
+    total, count = sums.index_add_(1, index, torch.stack([d, torch.ones_like(d)]))
+    return total, count
+
+
+def _resampled(total: Tensor, count: Tensor, resamples: int, seed: int) -> Tensor:
+    """Means of `resamples` bootstrap draws, on the CPU; at most about 2 M indices at a time."""
+    g = len(total)
+    rng = torch.Generator().manual_seed(seed)
+    sizes = torch.arange(resamples).split(max(1, 2_000_000 // g))
+    draws = (torch.randint(g, (len(s), g), generator=rng) for s in sizes)
+    return torch.cat([total[i].sum(1) / count[i].sum(1) for i in draws])
+
+
+def _two_sample(x: Tensor, y: Tensor) -> Tensor:
+    both = torch.cat([x, y], -1)
+    below = (torch.searchsorted(z.sort(-1).values, both, right=True) for z in (x, y))
+    f, g = (n.double() / z.shape[-1] for n, z in zip(below, (x, y), strict=True))
+    return (f - g).abs().amax(-1)
+
+
+def _root(x: Tensor) -> Tensor:
+    """Symmetric square root (d, d) of the covariance of the rows of x (n, d)."""
+    centred = x - x.mean(0)
+    values, q = torch.linalg.eigh(centred.T @ centred / (len(x) - 1))
+    return q * values.clamp(min=0).sqrt() @ q.T
