@@ -1,0 +1,215 @@
+"""Train the built-in networks from scratch: the factor reader, ALICE, and the simpler show's model.
+
+Every loop resumes: batch i depends on (seed, i) alone, and weights, moments and average are
+stored together in runs/NAME/state.pt, so an interrupted run continues where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import os
+import pathlib
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from . import puppets
+from .factors import Reader
+from .puppets import STRANGER
+
+RUNS = pathlib.Path("runs")
+TIMESTEPS = 1000
+UNET = dict(
+    sample_size=64,
+    in_channels=3,
+    out_channels=3,
+    layers_per_block=1,
+    block_out_channels=(32, 64, 128, 128),
+    down_block_types=("DownBlock2D", "DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+    up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D", "UpBlock2D"),
+    norm_num_groups=16,
+    attention_head_dim=32,
+)
+
+
+def fit(
+    net: nn.Module,
+    loss: Callable[[nn.Module, int, torch.Generator], Tensor],
+    name: str,
+    steps: int,
+    rate: float,
+    average: float = 0.999,
+    every: int = 100,
+    minutes: float = float("inf"),
+) -> nn.Module:
+    """Minimise loss(net, step, generator) with AdamW; return the exponential average of the net.
+
+    The rate warms up over 200 steps and falls along a cosine to rate / 20 at `steps`. The state is
+    stored every `every` steps in runs/name/state.pt and picked up from there; `minutes` bounds
+    this call, not the run. The average's memory grows with the step, at most `average`.
+    """
+    from tqdm.auto import tqdm
+
+    path = RUNS / name / "state.pt"
+    mean = copy.deepcopy(net).requires_grad_(False)
+    adam = torch.optim.AdamW(net.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=1e-4)
+    done = _resume(path, net, mean, adam)
+    began, seen = time.monotonic(), 0.0
+    bar = tqdm(range(done, steps), initial=done, total=steps, desc=name, mininterval=10)
+    for step in bar:
+        for group in adam.param_groups:
+            group["lr"] = learning_rate(step, steps, rate)
+        value = loss(net, step, torch.Generator().manual_seed(1_000_003 * (step + 1)))
+        value.backward()
+        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        adam.step()
+        adam.zero_grad(set_to_none=True)
+        keep = min(average, (1 + step) / (10 + step))
+        with torch.no_grad():
+            for slow, fast in zip(mean.parameters(), net.parameters(), strict=True):
+                slow.lerp_(fast, 1 - keep)
+        seen = value.item() if step == done else 0.98 * seen + 0.02 * value.item()
+        late = time.monotonic() - began > 60 * minutes
+        if (step + 1) % every == 0 or step + 1 == steps or late:
+            bar.set_postfix(loss=f"{seen:.4f}", refresh=False)
+            _store(path, net, mean, adam, step + 1)
+        if late:
+            break
+    return mean
+
+
+def learning_rate(step: int, steps: int, rate: float, warm: int = 200) -> float:
+    """rate * min(1, step / warm), then a cosine from rate down to rate / 20 at `steps`."""
+    wave = 0.5 * (1 + torch.cos(torch.tensor(torch.pi * min(step / steps, 1.0)))).item()
+    return rate * min(1.0, (step + 1) / warm) * (0.05 + 0.95 * wave)
+
+
+def _store(path: pathlib.Path, net: nn.Module, mean: nn.Module, adam, step: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    state = {"net": net.state_dict(), "mean": mean.state_dict(), "adam": adam.state_dict()}
+    torch.save(state | {"step": step}, part)
+    os.replace(part, path)
+
+
+def _resume(path: pathlib.Path, net: nn.Module, mean: nn.Module, adam) -> int:
+    if not path.exists():
+        return 0
+    state = torch.load(path, weights_only=True, map_location=next(net.parameters()).device)
+    net.load_state_dict(state["net"])
+    mean.load_state_dict(state["mean"])
+    adam.load_state_dict(state["adam"])
+    return int(state["step"])
+
+
+def show(step: int, batch: int, seed: int, simple: bool = False) -> Tensor:
+    """The factors of training batch `step`: fresh puppets for ever, from seeds of 2**40 upwards."""
+    q = puppets.sample_factors(batch, 2**40 + seed * 2**32 + step, stranger=0 if simple else None)
+    if simple:
+        moving = torch.zeros(q.shape[1], dtype=torch.bool)
+        moving[[puppets.FACTORS.index(f) for f in SIMPLE]] = True
+        q = torch.where(moving, q, torch.tensor(0.5))
+        q[:, STRANGER] = 0.0
+    return q
+
+
+SIMPLE = ("curtain_hue", "smile", "hat_height", "head_tilt")
+
+
+def reader_loss(net: nn.Module, step: int, draw: torch.Generator, batch: int = 96) -> Tensor:
+    """Squared error of the continuous factors, cross-entropy of the Stranger, his side and height
+    where he is present; half the batch has him so that rare frames are learnt as well."""
+    q = show(step, batch, seed=0)
+    q[::2, STRANGER] = (torch.rand(len(q[::2]), generator=draw) < 0.7).float()
+    images = spoil(puppets.render(q), draw).contiguous(memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16):
+        z = net(images)
+    z = z.float()
+    present = q[:, STRANGER, None]
+    nuisance = (present * (z - q)[:, STRANGER + 1 :]).square().mean()
+    presence = F.binary_cross_entropy_with_logits(z[:, STRANGER], q[:, STRANGER])
+    return (z - q)[:, :STRANGER].square().mean() + 0.1 * presence + 0.3 * nuisance
+
+
+def spoil(images: Tensor, draw: torch.Generator) -> Tensor:
+    """Noise, blur, small colour shifts and smooth diffusion-like errors, each on part of a batch."""
+    n = len(images)
+
+    def chance(p: float) -> Tensor:
+        return (torch.rand(n, 1, 1, 1, generator=draw) < p).float()
+
+    def amount(high: float) -> Tensor:
+        return high * torch.rand(n, 1, 1, 1, generator=draw)
+
+    noise = torch.randn(images.shape, generator=draw)
+    coarse = F.interpolate(
+        torch.randn(n, 3, 16, 16, generator=draw), scale_factor=4.0, mode="bilinear"
+    )
+    blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    mix = chance(0.3) * amount(1.0)
+    out = images + mix * (blurred - images)
+    out = out + chance(0.3) * amount(0.06) * torch.randn(n, 3, 1, 1, generator=draw)
+    out = out + chance(0.5) * amount(0.15) * noise + chance(0.3) * amount(0.10) * coarse
+    return out.clamp(-1, 1)
+
+
+def alphas_cumprod() -> Tensor:
+    """abar_t of the linear schedule, beta from 1e-4 to .02 in 1,000 steps (DDPM, 2020)."""
+    return torch.cumprod(1 - torch.linspace(1e-4, 0.02, TIMESTEPS, dtype=torch.float64), 0)
+
+
+def denoiser_loss(
+    net: nn.Module, step: int, draw: torch.Generator, batch: int = 32, simple: bool = False
+) -> Tensor:
+    """Mean |v - v_hat|^2 for v = sqrt(abar) e - sqrt(1 - abar) x0 at uniform t.
+
+    In terms of x0 the weight is 1 / (1 - abar): never small, so the posterior mean (and with it
+    the Jacobian) is learnt at high noise too, where a loss in e forgives its errors.
+    """
+    device = next(net.parameters()).device
+    x0 = puppets.render(show(step, batch, seed=1 + simple, simple=simple).to(device))
+    noise = torch.randn(x0.shape, generator=draw).to(device)
+    t = ((torch.arange(batch) + torch.rand(1, generator=draw)) * (TIMESTEPS / batch)).long()
+    abar = alphas_cumprod()[t].float().to(device)[:, None, None, None]
+    xt = abar.sqrt() * x0 + (1 - abar).sqrt() * noise
+    target = abar.sqrt() * noise - (1 - abar).sqrt() * x0
+    if device.type == "cpu":
+        xt = xt.contiguous(memory_format=torch.channels_last)
+    with torch.autocast(device.type, torch.bfloat16):
+        found = net(xt, t.to(device)).sample
+    return (found.float() - target).square().mean()
+
+
+def make_reader() -> nn.Module:
+    """A fresh factor reader, seeded."""
+    torch.manual_seed(0)
+    return Reader().to(memory_format=torch.channels_last)
+
+
+def make_unet(**changes) -> nn.Module:
+    """A fresh U-Net of ALICE's shape, seeded; keyword arguments change its configuration."""
+    from diffusers import UNet2DModel
+
+    torch.manual_seed(0)
+    return UNet2DModel(**(UNET | changes)).to(memory_format=torch.channels_last)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line of `python -m mathkit patient`."""
+    parser = argparse.ArgumentParser(prog="mathkit patient", description=__doc__)
+    parser.add_argument("name", choices=("reader", "alice"))
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--minutes", type=float, default=float("inf"))
+    args = parser.parse_args(argv)
+    if args.name == "reader":
+        fit(make_reader(), reader_loss, "reader", args.steps or 5000, 2e-3, minutes=args.minutes)
+    else:
+        fit(make_unet(), denoiser_loss, "alice", args.steps or 12000, 1e-3, minutes=args.minutes)
+
+
+if __name__ == "__main__":
+    main()
