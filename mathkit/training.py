@@ -56,7 +56,9 @@ def fit(
 
     path = RUNS / name / "state.pt"
     mean = copy.deepcopy(net).requires_grad_(False)
-    adam = torch.optim.AdamW(net.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=1e-4)
+    adam = torch.optim.AdamW(
+        net.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=1e-4, fused=True
+    )
     done = _resume(path, net, mean, adam)
     began, seen = time.monotonic(), 0.0
     bar = tqdm(range(done, steps), initial=done, total=steps, desc=name, mininterval=10)
@@ -163,7 +165,7 @@ def alphas_cumprod() -> Tensor:
 
 
 def denoiser_loss(
-    net: nn.Module, step: int, draw: torch.Generator, batch: int = 32, simple: bool = False
+    net: nn.Module, step: int, draw: torch.Generator, batch: int = 16, simple: bool = False
 ) -> Tensor:
     """Mean |v - v_hat|^2 for v = sqrt(abar) e - sqrt(1 - abar) x0 at uniform t.
 
@@ -206,9 +208,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=float("inf"))
     args = parser.parse_args(argv)
     if args.name == "reader":
-        fit(make_reader(), reader_loss, "reader", args.steps or 5000, 2e-3, minutes=args.minutes)
+        fit(make_reader(), reader_loss, "reader", args.steps or 1500, 2e-3, minutes=args.minutes)
     else:
-        fit(make_unet(), denoiser_loss, "alice", args.steps or 12000, 1e-3, minutes=args.minutes)
+        fit(make_unet(), denoiser_loss, "alice", args.steps or 9000, 8e-4, minutes=args.minutes)
 
 
 if __name__ == "__main__":
