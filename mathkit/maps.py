@@ -335,8 +335,9 @@ class _ConstantConv(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         (weight,) = ctx.saved_tensors
         stride, pad, dilation, groups = ctx.geometry
-        sizes = zip(ctx.size, grads[0].shape[2:], weight.shape[2:], stride, pad, dilation,
-                    strict=True)
+        sizes = zip(
+            ctx.size, grads[0].shape[2:], weight.shape[2:], stride, pad, dilation, strict=True
+        )
         rest = [n - ((o - 1) * s - 2 * p + d * (w - 1) + 1) for n, o, w, s, p, d in sizes]
         dx = F.conv_transpose2d(grads[0], weight, None, stride, pad, rest, groups, dilation)
         return dx, *(None,) * 6

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mathkit.maps import LinearMap, Passes, Shape
 
-UNDETERMINED = 0.5  # sine of 30 degrees: a larger bound on an angle says little
+UNDETERMINED = 1.0  # a bound on a sine that says nothing
 SLACK = 0.98  # of tol, so that a residual recomputed with fresh rounding still passes
 
 
@@ -57,7 +57,7 @@ def svd(
     Cost: one push and one pull a step, at most max_passes in all (default 1000 + 20 k) or
     2 min(m, n); memory one row of V and one of U a step. Raises ValueError for k outside
     1 ... min(m, n). Warns when max_passes did not suffice, and when s_k and s_(k+1) are too close
-    for the subspace to be determined (angle_bound > 1/2).
+    for the subspace to be determined (angle_bound > 1).
     Source: Golub & Kahan 1965; Larsen 1998 (PROPACK).
     """
     n, m = _check(A, k, tol)
@@ -133,14 +133,22 @@ class _Krylov:
         """A must not have more inputs than outputs: then U always has room."""
         self.A, self.generator = A, torch.Generator().manual_seed(seed)
         self.n, self.m = math.prod(A.in_shape), math.prod(A.out_shape)
-        self.V, self.U = (_random(A, 0, size, self.generator) for size in (self.n, self.m))
+        self._V, self._U = (_Rows(_random(A, 0, n, self.generator)) for n in (self.n, self.m))
         self.W, self.scale = self.V, 0.0
         self.H = self.C = torch.zeros(0, 0, dtype=torch.float64)
 
     @property
+    def V(self) -> Tensor:
+        return self._V.rows
+
+    @property
+    def U(self) -> Tensor:
+        return self._U.rows
+
+    @property
     def size(self) -> int:
         """Steps so far."""
-        return len(self.V)
+        return len(self.H)
 
     def fresh(self) -> None:
         """One more random pending row."""
@@ -152,7 +160,8 @@ class _Krylov:
         W, C = Q.to(self.W) @ self.W, Q @ self.C
         v, self.W, self.C = W[:1], W[1:], C[1:]
         u = self._forward(v)
-        self.V, self.U = torch.cat([self.V, v]), torch.cat([self.U, u])
+        self._V.add(v)
+        self._U.add(u)
         self._backward(u)
 
     def _forward(self, v: Tensor) -> Tensor:
@@ -213,6 +222,20 @@ class _Krylov:
         rest = self.ritz(k)[3]
         c = rest[:, rest.norm(dim=0).argmax()]
         return c / c.norm() if c.norm() > 0 else newest
+
+
+class _Rows:
+    """Rows added one at a time, in storage that doubles."""
+
+    def __init__(self, rows: Tensor) -> None:
+        self.rows = self.store = rows
+
+    def add(self, row: Tensor) -> None:
+        count = len(self.rows)
+        if count == len(self.store):
+            self.store = torch.cat([self.rows, row.new_empty(max(16, count), row.shape[1])])
+        self.store[count] = row[0]
+        self.rows = self.store[: count + 1]
 
 
 def _search(space: _Krylov, k: int, tol: float, limit: int) -> str:
