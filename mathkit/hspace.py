@@ -1,0 +1,238 @@
+"""The bottleneck h of a U-Net and edits of x_t: the map x_t -> h, moves, guidance, injection.
+
+Edits take x_t (B, *in) and v (*in) or (B, *in), and give (steps + 1, B, *in), [0] the unedited x_t.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+At = Callable[[Tensor], Tensor]
+_act: ContextVar[At | None] = ContextVar("at_bottleneck", default=None)
+
+
+class _Reached(Exception):
+    """Carries h out of the network before the decoder runs."""
+
+    def __init__(self, h: Tensor) -> None:
+        self.h = h
+
+
+def encoder(p: Any, t: int, pool: str | None = None) -> Callable[[Tensor], Tensor]:
+    """The map f: x_t -> h, the output of the U-Net's middle block: (B, *in) -> (B, *h).
+
+    pool: None, or "sum" over the places, h -> (B, channels) (2302.12469, which so keeps J small;
+    2307.12868 takes h whole). The decoder never runs. Differentiable in forward and reverse mode;
+    forward mode needs `sdpa_kernel(SDPBackend.MATH)` around it, as in `mk.jacobian`.
+    Cost: B half network calls. Raises ValueError for a model with no bottleneck, t outside
+    0 ... T-1 or another pool.
+    """
+    _watch(p)
+    t = p.time(t)
+    if pool not in (None, "sum"):
+        raise ValueError(f'pool is None or "sum", got {pool!r}')
+
+    def f(x: Tensor) -> Tensor:
+        h = _bottleneck(p, x, t)
+        return h if pool is None else h.sum((-2, -1))
+
+    return f
+
+
+def _bottleneck(p: Any, x: Tensor, t: int) -> Tensor:
+    try:
+        with at_bottleneck(_leave):
+            p.noise(x, t)
+    except _Reached as reached:
+        return reached.h.to(x.dtype).contiguous()
+    raise RuntimeError("the network ran without passing its middle block")
+
+
+def _leave(h: Tensor) -> Tensor:
+    raise _Reached(h)
+
+
+@contextmanager
+def at_bottleneck(act: At) -> Iterator[None]:
+    """Within it, every network that has been watched puts `act(h)` in the place of its h."""
+    token = _act.set(act)
+    try:
+        yield
+    finally:
+        _act.reset(token)
+
+
+def _watch(p: Any) -> None:
+    """Hook the middle block once; the hook does nothing outside `at_bottleneck`."""
+    middle = getattr(p.unet, "mid_block", None)
+    if middle is None:
+        raise ValueError(f"{type(p).__name__} has no bottleneck: h needs a U-Net with a mid_block")
+    if _hook not in middle._forward_hooks.values():
+        middle.register_forward_hook(_hook)
+
+
+def _hook(module: nn.Module, args: Any, h: Tensor) -> Tensor | None:
+    act = _act.get()
+    return None if act is None else act(h)
+
+
+def move(p: Any, xt: Tensor, t: int, v: Tensor, strength: float, steps: int) -> Tensor:
+    """Move x_t along v with its norm kept: (steps + 1, B, *in).
+
+    Every x <- |x_t| normalise(x + d v) lies on the great circle through x_t and v, so the moves
+    are written as points of it, x = cos(a) x_t + sin(a) |x_t| w, w the unit part of v orthogonal to
+    x_t, with sizes chosen so that |x - x_t| = |strength| |x_t| i / steps at [i]: strength is the
+    signed length reached, in units of |x_t|. Cost: no network call. Raises ValueError for v = 0 or
+    parallel to x_t, |strength| > 2 (the other side of the sphere), steps < 1.
+    """
+    v, size = _direction(p, xt, t, v), _norm(xt)
+    across = v - _dot(v, xt) / size**2 * xt
+    if float(_norm(across).min()) < 1e-3:
+        raise ValueError("v is parallel to x_t: with the norm kept there is nowhere to move")
+    w = across / _norm(across)
+    angles = [2 * math.asin(s / 2) for s in _strengths(strength, steps, 2.0)]
+    return torch.stack([math.cos(a) * xt + math.sin(a) * size * w for a in angles])
+
+
+def guide(p: Any, xt: Tensor, t: int, v: Tensor, strength: float, steps: int) -> Tensor:
+    """x-space guidance (2307.12868): x <- x + gamma [eps(x + v, t) - eps(x, t)], v of length 1.
+
+    To first order this moves along J_eps v, which damps or reverses what the model takes for
+    image, so gamma says little. Here gamma is chosen at each step, and for each item, so that
+    |x - x_t| = |strength| |x_t| i / steps at [i], and its sign once so that the first step goes to
+    +v for strength > 0: sign(gamma) = sign(strength kappa), kappa = <v, J_eps v> (see `kappa`:
+    where it is negative the published rule, gamma > 0, goes the other way). The norm is free.
+    Gives (steps + 1, B, *in). Cost: 2 B steps network calls. Raises ValueError where eps does not
+    change along v, or for a bad x_t, t, v, strength or steps.
+    """
+    v, size = _direction(p, xt, t, v), _norm(xt)
+    path, e, way = [xt], torch.zeros_like(xt), None
+    for s in _strengths(strength, steps, math.inf)[1:]:
+        d = _response(p, xt + e, t, v)
+        way = _sign(_dot(d, v)) * math.copysign(1.0, strength) if way is None else way
+        e = _to_sphere(e, way * d / _norm(d), abs(s) * size)
+        path.append(xt + e)
+    return torch.stack(path)
+
+
+def kappa(p: Any, xt: Tensor, t: int, v: Tensor) -> Tensor:
+    """<v, eps(x_t + v, t) - eps(x_t, t)> for v of length 1, near <v, J_eps v>: (B,).
+
+    1 where the model takes v for noise, below where it takes it for image, negative where it
+    pushes away from between two modes. Cost: 2 B network calls. Raises as `guide` does.
+    """
+    v = _direction(p, xt, t, v)
+    return _dot(_response(p, xt, t, v), v).flatten()
+
+
+def _response(p: Any, x: Tensor, t: int, v: Tensor) -> Tensor:
+    d = p.chunked(x, lambda part, rows: p.noise(part + v[rows], t) - p.noise(part, t))
+    if not float(_norm(d).min()) > 0:
+        raise ValueError("eps does not change along v: guidance has no direction to go")
+    return d
+
+
+def _to_sphere(e: Tensor, d: Tensor, radius: Tensor) -> Tensor:
+    """e + c d, c >= 0, with |e + c d| = radius >= |e|, for unit d."""
+    along = _dot(e, d)
+    return e + ((along**2 + radius**2 - _norm(e) ** 2).clamp_min(0).sqrt() - along) * d
+
+
+@dataclass(frozen=True)
+class Injection:
+    """An edit of h while denoising, made by `inject`; `mk.denoise(..., h_edit=)` takes it."""
+
+    dh: Tensor | At
+    t_from: int
+    t_to: int
+    strength: float
+
+    def active(self, t: int) -> bool:
+        return self.t_to <= t <= self.t_from
+
+    def __call__(self, p: Any, x: Tensor, t: int, rows: slice) -> Tensor:
+        """eps(x_t, t) with h + strength dh for h, for the rows `rows` of the batch."""
+        _watch(p)
+        with at_bottleneck(lambda h: h + self.strength * self._step(h, rows)):
+            return p.noise(x, t)
+
+    def _step(self, h: Tensor, rows: slice) -> Tensor:
+        if not isinstance(self.dh, Tensor):
+            return self.dh(h)
+        dh = self.dh[rows] if self.dh.ndim == h.ndim and len(self.dh) > 1 else self.dh
+        if dh.shape not in (h.shape, h.shape[1:], (1, *h.shape[1:])):
+            raise ValueError(
+                f"dh is {tuple(h.shape[1:])}, or one for each item, got {tuple(self.dh.shape)}"
+            )
+        return dh.to(h)
+
+
+def inject(dh: Tensor | At, t_from: int, t_to: int, strength: float) -> Injection:
+    """The edit h <- h + strength dh at every step with t_to <= t <= t_from, for `mk.denoise`.
+
+    dh: (*h) or (B, *h), or a function h -> dh (so "scale channel j by 1 - s" is dh = -h at j).
+    The reverse process is asymmetric (Asyrp, 2210.10960): the edited network gives the predicted
+    x_0, the unedited one the direction that points back to x_t; edited alike, the two would nearly
+    cancel. Cost: one more network call at each such step. Raises ValueError for NaN, t_from < t_to
+    or a dh that is not of h's shape (when used).
+    """
+    t_from, t_to = operator.index(t_from), operator.index(t_to)
+    if not 0 <= t_to <= t_from:
+        raise ValueError(f"time runs down: expected t_from >= t_to >= 0, got {t_from}, {t_to}")
+    if isinstance(dh, Tensor) and not bool(dh.isfinite().all()):
+        raise ValueError("dh holds NaN or infinity")
+    if not isinstance(dh, Tensor) and not callable(dh):
+        raise ValueError(f"dh is a tensor or a function of h, got {type(dh).__name__}")
+    return Injection(dh, t_from, t_to, _real(strength))
+
+
+def _direction(p: Any, xt: Tensor, t: int, v: Tensor) -> Tensor:
+    """v as (1 or B, *in), of length 1; checks x_t and t too."""
+    p.check(xt), p.time(t)
+    if not isinstance(v, Tensor) or v.shape not in (p.shape, (1, *p.shape), xt.shape):
+        found = tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__
+        raise ValueError(f"v is {tuple(p.shape)} or {tuple(xt.shape)}, got {found}")
+    v = v.to(xt).expand_as(xt)
+    size = _norm(v)
+    if not bool(size.isfinite().all()) or not float(size.min()) > 0:
+        raise ValueError("v is zero, or holds NaN or infinity: a direction has a length")
+    return v / size
+
+
+def _strengths(strength: float, steps: int, most: float) -> list[float]:
+    """0 ... strength in `steps` equal parts."""
+    strength, steps = _real(strength), operator.index(steps)
+    if abs(strength) > most or steps < 1:
+        raise ValueError(
+            f"expected |strength| <= {most:g} (in units of |x_t|) and steps >= 1, "
+            f"got {strength} and {steps}"
+        )
+    return [strength * i / steps for i in range(steps + 1)]
+
+
+def _real(strength: float) -> float:
+    if not math.isfinite(strength):
+        raise ValueError(f"strength is a finite number, got {strength}")
+    return float(strength)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """<a_i, b_i> of each item, shaped to multiply a."""
+    return (a * b).flatten(1).sum(1).view(-1, *[1] * (a.ndim - 1))
+
+
+def _norm(a: Tensor) -> Tensor:
+    return _dot(a, a).sqrt()
+
+
+def _sign(a: Tensor) -> Tensor:
+    return torch.where(a < 0, -1.0, 1.0).to(a)
