@@ -182,14 +182,9 @@ def _averaged(a: Parts, t: Parts, same: Same, n: int | None) -> Iterator[str]:
         yield from (text for text, c in AVERAGES.items() if same(a, [c(n) * y for y in t]))
 
 
-def _logs(t: Tensor) -> Tensor:
-    return t.log() if (t > 0).all() else t
-
-
 TRANSFORMS: dict[str, Callable[[Tensor], Tensor]] = {
     "the sign is flipped": torch.neg,
     "rows and columns are swapped: transpose": lambda t: t.mT if t.ndim > 1 else t,
-    "transposed, and the sign is flipped": lambda t: -t.mT if t.ndim > 1 else t,
     "that looks like the square of the right answer: a square root is missing": torch.square,
     "one square root too many": lambda t: t.sqrt() if (t >= 0).all() else t,
     "it is 2 times too large": lambda t: 2 * t,
@@ -201,7 +196,7 @@ TRANSFORMS: dict[str, Callable[[Tensor], Tensor]] = {
     "that is in degrees; radians were asked": torch.rad2deg,
     "that is in radians; degrees were asked": torch.deg2rad,
     "that is the cosine of the right answer: an arccos is missing": torch.cos,
-    "one logarithm too many": _logs,
+    "one logarithm too many": lambda t: t.log() if (t > 0).all() else t,
     "that is the exponential of the right answer: a logarithm is missing": torch.exp,
     "that is a logarithm to base 10; the natural one was asked": lambda t: t / math.log(10),
     "that is a logarithm to base 2; the natural one was asked": lambda t: t / math.log(2),
@@ -346,12 +341,8 @@ def _tensor(x: Any) -> Tensor:
             return torch.stack([_tensor(y) for y in x])
         if hasattr(x, "__array__") and not isinstance(x, Tensor):
             x = x.copy()  # torch refuses negative strides
-        y = x.detach().cpu() if isinstance(x, Tensor) else torch.tensor(x, dtype=_dtype(x))
+        precise = torch.float64 if isinstance(x, float) else None
+        y = x.detach().cpu() if isinstance(x, Tensor) else torch.tensor(x, dtype=precise)
         return torch.view_as_real(y).double() if y.is_complex() else y.double()
     except (TypeError, ValueError, RuntimeError) as e:
-        kind = type(x).__name__
-        raise Unreadable(f"a number or an array was expected; yours is of type {kind}") from e
-
-
-def _dtype(x: Any) -> torch.dtype | None:
-    return torch.float64 if isinstance(x, float) else None
+        raise Unreadable(f"a number or an array was expected; got {type(x).__name__}") from e

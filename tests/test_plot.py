@@ -1,0 +1,359 @@
+"""A gallery of every primitive, judged by what can be measured: legible, complete, small."""
+
+import io
+import os
+import subprocess
+import sys
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+
+matplotlib.use("Agg")
+plt = pytest.importorskip("matplotlib.pyplot")
+
+from matplotlib.colors import to_rgb  # noqa: E402
+from PIL import Image  # noqa: E402
+from skimage.color import deltaE_ciede2000, rgb2lab  # noqa: E402
+
+from mathkit import plot, style  # noqa: E402
+
+NAMES = ["curtain hue", "felt hue", "eye size", "mouth opening", "smile", "light", "stranger"]
+PHONE = 390  # px, the width at which a figure must still be read
+
+
+def rng(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def rand(*shape, seed=0):
+    return torch.rand(*shape, generator=rng(seed))
+
+
+def images(n, channels=3):
+    smooth = torch.nn.functional.interpolate(rand(n, channels, 5, 5), 64, mode="bilinear")
+    return 2 * smooth - 1
+
+
+def curves():
+    x = torch.linspace(0, 0.3, 7)
+    rates = {"masked posterior mean": 30, "local SVD of h": 9, "random direction": 2}
+    ys = {name: 1 - torch.exp(-r * x) for name, r in rates.items()}
+    lines = {n: (x, y, (y - 0.06).clamp(0), (y + 0.05).clamp(max=1)) for n, y in ys.items()}
+    return lines | {"oracle": ([0.05], [0.95], [0.9], [0.98])}
+
+
+def svd2(*rows):
+    U, S, Vh = torch.linalg.svd(torch.tensor(rows))
+    return U.mT, S, Vh
+
+
+def two_spectra():
+    s = torch.linspace(42, 20, 12)
+    ax = plot.spectrum(s, residuals=0.03 * s, k=3, label="encoder", title="Singular values")
+    return plot.spectrum(0.6 * s, label="pooled", ax=ax)
+
+
+GALLERY = {
+    "row": lambda: plot.row(images(8), [f"t = {t}" for t in range(900, 100, -100)], title="Noise"),
+    "row wrapped": lambda: plot.row(images(20), torch.linspace(0, 1, 20), title="Doses"),
+    "row long labels": lambda: plot.row(
+        images(3), ["untreated", "a cure that went wrong", "cured"]
+    ),
+    "row alone": lambda: plot.row(images(1), ["x"]),
+    "directions": lambda: plot.row(torch.randn(6, 3, 9, 9, generator=rng()), range(6), signed=True),
+    "directions, one channel": lambda: plot.row(images(4, 1), signed=True, title="A " * 60),
+    "cards": lambda: plot.cards(
+        images(4), rand(4, 7), NAMES, reference=rand(4, 7, seed=1), accent="smile", title="Case 1"
+    ),
+    "cards wrapped": lambda: plot.cards(images(6), rand(6, 3), NAMES[:3]),
+    "spectrum": two_spectra,
+    "spectrum, log": lambda: plot.spectrum(10.0 ** -torch.arange(9), log=True, k=4),
+    "ellipse": lambda: plot.ellipse(*svd2([1.6, 0.7], [0.2, 0.8]), title="The longest image"),
+    "ellipse, flat": lambda: plot.ellipse(*svd2([3.0, 1.0], [0.0, 0.0])),
+    "ellipse, circle": lambda: plot.ellipse(*svd2([1.0, 0.0], [0.0, 1.0])),
+    "heat": lambda: plot.heat(
+        rand(7, 7), rows=NAMES, columns=NAMES, title="Overlap", label="cosine"
+    ),
+    "heat, signed": lambda: plot.heat(rand(4, 9) - 0.5, signed=True, label="correlation"),
+    "heat, large": lambda: plot.heat(rand(24, 24), title="Phase diagram"),
+    "tradeoff": lambda: plot.tradeoff(curves(), accent="local SVD of h", title="What a cure costs"),
+}
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture(params=GALLERY, ids=str)
+def ax(request):
+    return GALLERY[request.param]()
+
+
+def text_boxes(figure):
+    """(text, box in px) of each text that is drawn; ticks beyond the limits are not."""
+    Text, shown = matplotlib.text.Text, []
+    draw = Text.draw
+
+    def noting(self, renderer, *args, **kwargs):
+        if self.get_visible() and self.get_text():
+            shown.append((self, self.get_window_extent(renderer)))
+        return draw(self, renderer, *args, **kwargs)
+
+    figure.canvas.draw()  # settles the layout
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Text, "draw", noting)
+        figure.canvas.draw()
+    return shown
+
+
+def clipped(figure):
+    width, height = figure.canvas.get_width_height()
+    return [
+        t.get_text()
+        for t, b in text_boxes(figure)
+        if b.x0 < 0 or b.y0 < 0 or b.x1 > width or b.y1 > height
+    ]
+
+
+def overlapping(figure):
+    boxes = [(t.get_text(), b.padded(-1)) for t, b in text_boxes(figure)]
+    pairs = [(boxes[i], boxes[j]) for i in range(len(boxes)) for j in range(i)]
+    return [(s, t) for (s, a), (t, b) in pairs if a.overlaps(b)]
+
+
+# --- the gallery ---------------------------------------------------------------------------------
+
+
+def test_no_text_is_clipped_or_overlaps(ax):
+    assert clipped(ax.figure) == []
+    assert overlapping(ax.figure) == []
+
+
+def test_text_is_legible_on_a_phone(ax):
+    scale = PHONE / (72 * ax.figure.get_figwidth())  # px a point
+    sizes = {t.get_text(): t.get_fontsize() * scale for t, _ in text_boxes(ax.figure)}
+    assert ax.figure.get_figwidth() == style.WIDTH
+    assert all(size >= 8 for size in sizes.values()), sizes
+
+
+def test_png_is_small_and_sharp(ax):
+    data = plot.png(ax)
+    assert len(data) <= 60_000
+    assert Image.open(io.BytesIO(data)).size[0] >= 2 * PHONE
+
+
+def test_the_same_figure_gives_the_same_bytes():
+    for make in (GALLERY["row"], GALLERY["tradeoff"]):
+        assert plot.png(make()) == plot.png(make().figure)
+
+
+def test_the_paper_shows(ax):
+    corner = Image.open(io.BytesIO(plot.png(ax))).convert("RGB").getpixel((1, 1))
+    assert np.abs(np.array(corner) / 255 - to_rgb(style.PAPER)).max() < 0.02
+
+
+def test_an_axes_given_is_the_one_that_comes_back():
+    figure, axes = plt.subplots(2, 3, layout="constrained", figsize=(9, 6))
+    draws = [
+        lambda ax: plot.row(images(4), ax=ax),
+        lambda ax: plot.cards(images(2), rand(2, 3), NAMES[:3], ax=ax),
+        lambda ax: plot.spectrum(torch.ones(3), ax=ax),
+        lambda ax: plot.ellipse(*svd2([1.6, 0.7], [0.2, 0.8]), ax=ax),
+        lambda ax: plot.heat(rand(3, 3), ax=ax),
+        lambda ax: plot.tradeoff(curves(), ax=ax),
+    ]
+    for axes_one, draw in zip(axes.flat, draws, strict=True):
+        assert draw(axes_one) is axes_one
+    assert plt.get_fignums() == [figure.number]
+    assert clipped(figure) == []
+
+
+def test_the_checkers_see_a_planted_fault():
+    ax = GALLERY["row"]()
+    ax.figure.text(0.95, 0.5, "far too long to fit")
+    assert clipped(ax.figure) == ["far too long to fit"]
+    ax = GALLERY["spectrum"]()
+    ax.text(1, 1, "one")
+    ax.text(1.1, 1, "two")
+    assert overlapping(ax.figure) == [("two", "one")]
+
+
+# --- what is drawn -------------------------------------------------------------------------------
+
+
+def drawn(image):
+    """The colours of the only picture of a row, (H, W, 3)."""
+    return plot.row(image, signed=image.shape[1] == 1).images[0].get_array()
+
+
+def test_images_run_from_black_to_white_and_are_cut_beyond():
+    x = torch.tensor([-1.0, 0.0, 1.0, 3.0]).expand(1, 3, 1, 4)
+    assert np.allclose(drawn(x)[0, :, 0], [0, 0.5, 1, 1])
+
+
+def test_signed_images_have_zero_in_the_middle_whatever_their_size():
+    for size in (1e-4, 50.0):
+        v = size * torch.tensor([[-2.0, 0, 1.0, 2.0]]).expand(1, 3, 1, 4)
+        colours = plot.row(v, signed=True).images[0].get_array()
+        assert np.allclose(colours[0, :, 0], [0, 0.5, 0.75, 1])
+        one = drawn(v[:, :1])
+        assert np.allclose(one[0, 1], to_rgb("#f6f6f6"), atol=0.02)
+        assert one[0, 0, 2] > one[0, 0, 0] and one[0, 3, 0] > one[0, 3, 2]  # blue, red
+    assert np.allclose(plot.row(0 * v, signed=True).images[0].get_array(), 0.5)
+
+
+def test_a_common_scale_keeps_small_directions_pale():
+    v = torch.stack([torch.full((3, 2, 2), 1.0), torch.full((3, 2, 2), 0.1)])
+    pale = plot.row(v, signed=True, scale=1.0).images[1].get_array()
+    assert np.allclose(pale, 0.55)
+
+
+def test_bars_are_as_long_as_the_factors_and_cut_at_the_track():
+    ax = plot.cards(images(1), torch.tensor([[0.25, 1.4, -0.2]]), NAMES[:3], accent="eye size")
+    track, bars = (c.patches for c in ax.containers)
+    assert [b.get_width() for b in bars] == pytest.approx([0.25, 1, 0])
+    assert [b.get_width() for b in track] == [1, 1, 1]
+    assert [to_rgb(b.get_facecolor()) == to_rgb(plot.ACCENT) for b in bars] == [False, False, True]
+
+
+def test_the_ellipse_is_the_image_of_the_circle():
+    M = torch.tensor([[1.6, 0.7], [0.2, 0.8]])
+    circle, image = (torch.tensor(line.get_xydata()).float() for line in
+                     plot.ellipse(*svd2(*M.tolist())).lines)  # fmt: skip
+    assert torch.allclose(circle.norm(dim=1), torch.ones(len(circle)))
+    assert torch.allclose((image @ torch.linalg.inv(M).mT).norm(dim=1), torch.ones(len(image)))
+
+
+def test_spectrum_counts_from_one_and_leaves_zeros_out_of_a_logarithm():
+    ax = plot.spectrum(torch.tensor([4.0, 1.0, 0.0]), log=True)
+    assert ax.lines[0].get_xydata().tolist() == [[1, 4], [2, 1]]
+
+
+def test_heat_is_symmetric_about_zero_when_signed():
+    image = plot.heat(torch.tensor([[-3.0, 1.0]]), signed=True).images[0]
+    assert image.get_clim() == (-3, 3)
+    assert plot.heat(torch.tensor([[2.0, 1.0]])).images[0].get_clim() == (0, 2)
+
+
+def test_drawing_leaves_the_readers_own_settings_alone():
+    before = dict(matplotlib.rcParams)
+    GALLERY["tradeoff"]()
+    assert dict(matplotlib.rcParams) == before
+    with matplotlib.rc_context():
+        plot.use()
+        assert matplotlib.rcParams["figure.facecolor"] == style.PAPER
+
+
+# --- colours -------------------------------------------------------------------------------------
+
+
+def linear(rgb):
+    rgb = np.asarray(rgb)
+    return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+
+
+def encoded(light):
+    light = np.clip(light, 0, 1)
+    return np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+
+
+# Machado, Oliveira and Fernandes 2009, severity 1, on linear RGB
+VISION = {
+    "normal": np.eye(3),
+    "protanopia": [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]],
+    "deuteranopia": [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]],
+    "tritanopia": [[1.256, -0.077, -0.179], [-0.078, 0.931, 0.148], [0.005, 0.691, 0.304]],
+}
+
+
+def closest(colours, vision):
+    seen = [rgb2lab(encoded(np.array(VISION[vision]) @ linear(to_rgb(c)))) for c in colours]
+    return min(deltaE_ciede2000(a, b) for i, a in enumerate(seen) for b in seen[:i])
+
+
+@pytest.mark.parametrize("vision", VISION)
+def test_colours_are_told_apart_by_every_eye(vision):
+    assert closest((plot.ACCENT, *style.CYCLE), vision) > 10
+
+
+def test_the_colour_checker_sees_the_red_and_green_of_old():
+    assert (
+        closest(("#d62728", "#2ca02c"), "normal")
+        > 10
+        > closest(("#a05a00", "#5f7000"), "deuteranopia")
+    )
+
+
+def test_lines_and_text_stand_out_from_the_paper():
+    def luminance(colour):
+        return linear(to_rgb(colour)) @ [0.2126, 0.7152, 0.0722]
+
+    def contrast(colour):
+        return (luminance(style.PAPER) + 0.05) / (luminance(colour) + 0.05)
+
+    assert min(map(contrast, (plot.ACCENT, *style.CYCLE))) >= 3  # WCAG 2.2, 1.4.11
+    assert contrast(style.INK) >= 7 and contrast(style.GREY) >= 4.5  # 1.4.3
+
+
+@pytest.mark.parametrize("half", ["unsigned", "cold", "warm"])
+def test_colour_maps_darken_evenly_away_from_zero(half):
+    s = np.linspace(0, 1, 30)
+    maps = {"unsigned": style.UNSIGNED(s), "cold": style.SIGNED(0.5 - s / 2)}
+    lab = rgb2lab(maps.get(half, style.SIGNED(0.5 + s / 2))[None, :, :3])[0]
+    steps = -np.diff(lab[:, 0])
+    assert steps.min() > 0 and steps.max() < 1.5 * steps.min()
+
+
+# --- what bad input gets -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda: plot.row(images(1)[0]), r"x\[None\]"),
+        (lambda: plot.row(torch.zeros(1, 4, 8, 8)), "decode"),
+        (lambda: plot.row(torch.zeros(1, 3, 8, 8, dtype=torch.uint8)), "uint8"),
+        (lambda: plot.row(images(1) * torch.nan), "NaN"),
+        (lambda: plot.row(images(2), ["one"]), "2 images need 2 labels; got 1"),
+        (lambda: plot.cards(images(2), rand(2, 3), NAMES), "7 names"),
+        (lambda: plot.ellipse(torch.eye(3), torch.ones(3), torch.eye(3)), r"U \(2, 2\)"),
+        (lambda: plot.heat(-torch.ones(2, 2)), "signed=True"),
+        (lambda: plot.spectrum(torch.tensor([1.0, torch.inf])), "infinite"),
+        (lambda: plot.picture(images(2)), "one image"),
+        (lambda: plot.png(GALLERY["row"](), limit=500), "fewer pictures"),
+    ],
+)
+def test_bad_input_is_named(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
+
+
+# --- in a notebook -------------------------------------------------------------------------------
+
+NOTEBOOK = """
+import base64
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.utils.capture import capture_output
+shell = InteractiveShell.instance()
+shell.run_cell("from mathkit import plot; plot.use(); import torch")
+with capture_output() as out:
+    shell.run_cell("plot.spectrum(torch.ones(5)); import matplotlib.pyplot as plt; plt.show()")
+data = [o.data["image/png"] for o in out.outputs if "image/png" in o.data]
+print(len(data), data[0] == plot.png(plot.spectrum(torch.ones(5)), 60_000) if 0 else "")
+print("sizes", [len(d if isinstance(d, bytes) else base64.b64decode(d)) for d in data])
+import io
+from PIL import Image
+raw = data[0] if isinstance(data[0], bytes) else base64.b64decode(data[0])
+print("mode", Image.open(io.BytesIO(raw)).mode, Image.open(io.BytesIO(raw)).size)
+"""
+
+
+def test_a_notebook_stores_figures_as_png_makes_them(tmp_path):
+    env = os.environ | {"MPLBACKEND": "module://matplotlib_inline.backend_inline",
+                        "IPYTHONDIR": str(tmp_path)}  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", NOTEBOOK], env=env, capture_output=True, text=True)
+    assert "mode P (960, " in done.stdout, done.stdout + done.stderr

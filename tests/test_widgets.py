@@ -1,0 +1,186 @@
+"""Widgets are plain objects: set a value, compare bytes; no kernel and no browser is needed."""
+
+import io
+
+import matplotlib
+import pytest
+import torch
+
+matplotlib.use("Agg")
+W = pytest.importorskip("ipywidgets")
+plt = pytest.importorskip("matplotlib.pyplot")
+
+from mathkit import plot, widgets  # noqa: E402
+
+
+def images(n, seed=0):
+    small = torch.rand(n, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
+    return 2 * torch.nn.functional.interpolate(small, 16) - 1
+
+
+def draw(t, bend=1.0):
+    return plot.spectrum(torch.linspace(9, 1, 9) ** (bend * t / 500))
+
+
+@pytest.fixture(autouse=True)
+def no_figure_is_left_open():
+    before = plt.get_fignums()
+    yield
+    assert plt.get_fignums() == before
+
+
+@pytest.fixture
+def links():
+    """Every link made in the test, as {(source widget, name): (target widget, name)}."""
+    made = []
+    real = W.jslink
+
+    def jslink(source, target):
+        made.append((source, target))
+        return real(source, target)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(widgets.W, "jslink", jslink)
+        yield made
+
+
+# --- frames --------------------------------------------------------------------------------------
+
+
+def size(png):
+    from PIL import Image
+
+    return Image.open(io.BytesIO(png)).size
+
+
+def test_a_frame_is_made_of_anything_that_is_a_picture():
+    made = draw(500)
+    for x in (made, draw(500).figure, widgets.frame(draw(500))):
+        assert widgets.frame(x) == widgets.frame(draw(500))
+    assert size(widgets.frame(images(1)[0])) == (256, 256)
+    assert size(widgets.frame(images(3)))[0] == 960
+
+
+def test_what_is_no_picture_or_too_large_is_refused():
+    with pytest.raises(TypeError, match="a picture is"):
+        widgets.frame("a.png")
+    with pytest.raises(TypeError, match="a picture is"):
+        widgets.frame(None)
+    with pytest.raises(ValueError, match="over 100"):
+        widgets.frame(images(1)[0], limit=100)
+
+
+# --- live ----------------------------------------------------------------------------------------
+
+
+def test_moving_a_slider_redraws_what_draw_returns():
+    box = widgets.live(draw, t=(0, 900, 100, 500), bend=(0.0, 2.0, 0.5))
+    assert box.sliders["bend"].value == 1.0
+    assert box.image.value == widgets.frame(draw(500))
+    box.sliders["t"].value = 100
+    assert box.image.value == widgets.frame(draw(100))
+    box.sliders["bend"].value = 0.5
+    assert box.image.value == widgets.frame(draw(100, 0.5))
+
+
+def test_sliders_wait_until_they_are_let_go():
+    box = widgets.live(lambda **_: images(1)[0], t=(0, 9), x=(0.0, 1.0), k=[1, 2, 5], m=["a", "b"])
+    kinds = {name: type(s).__name__ for name, s in box.sliders.items()}
+    assert kinds == {"t": "IntSlider", "x": "FloatSlider", "k": "SelectionSlider", "m": "Dropdown"}
+    assert not any(box.sliders[name].continuous_update for name in "txk")
+    assert [s.description for s in box.sliders.values()] == ["t", "x", "k", "m"]
+    assert (box.sliders["t"].value, box.sliders["x"].value, box.sliders["k"].value) == (4, 0.5, 1)
+
+
+def test_a_ready_made_widget_is_taken_as_it_is():
+    mine = W.IntSlider(3, 0, 5)
+    box = widgets.live(lambda n: images(1, n)[0], n=mine)
+    mine.value = 4
+    assert box.image.value == widgets.frame(images(1, 4)[0])
+
+
+def test_a_later_failure_is_shown_and_the_picture_stays():
+    def fussy(n):
+        if n > 2:
+            raise ValueError("n < 3 & no more")
+        return images(1, n)[0]
+
+    box = widgets.live(fussy, n=(0, 5, 1, 1))
+    before = box.image.value
+    box.sliders["n"].value = 4
+    assert "ValueError: n &lt; 3 &amp; no more" in box.status.value and box.image.value == before
+    box.sliders["n"].value = 2
+    assert box.status.value == "" and box.image.value == widgets.frame(images(1, 2)[0])
+
+
+def test_a_draw_that_never_works_raises_at_once():
+    with pytest.raises(ZeroDivisionError):
+        widgets.live(lambda n: 1 / 0, n=(0, 5))
+
+
+@pytest.mark.parametrize("spec", [(1,), 3, (0, 5, 1, 9)])
+def test_a_slider_that_is_none_is_refused(spec):
+    with pytest.raises(ValueError, match="slider n"):
+        widgets.live(lambda n: images(1)[0], n=spec)
+
+
+# --- flipbook ------------------------------------------------------------------------------------
+
+
+def test_start_values_agree_and_the_chain_is_play_slider_stack(links):
+    book = widgets.flipbook(images(5), "t", values=[900, 700, 500, 300, 100], start=2)
+    assert book.play.value == book.slider.index == book.stack.selected_index == 2
+    assert (book.play.min, book.play.max) == (0, 4)
+    assert links == [
+        ((book.play, "value"), (book.slider, "index")),
+        ((book.slider, "index"), (book.stack, "selected_index")),
+    ]
+
+
+def test_every_position_of_the_slider_has_its_frame_and_its_value():
+    book = widgets.flipbook(images(3), "t", values=torch.tensor([0.25, 0.5, 1e-5]))
+    assert [label for label, _ in book.slider.options] == ["0.25", "0.5", "1e-05"]
+    assert [c.value for c in book.stack.children] == [widgets.frame(x) for x in images(3)]
+    assert book.slider.description == "t"
+
+
+def test_a_generator_of_figures_is_drawn_and_closed_one_by_one():
+    def figures():
+        for t in (100, 300, 500):
+            assert not plt.get_fignums()
+            yield draw(t)
+
+    book = widgets.flipbook(figures(), values=[100, 300, 500], start=1)
+    assert book.stack.children[1].value == widgets.frame(draw(300))
+
+
+def test_the_description_is_text_on_the_page():
+    book = widgets.flipbook(images(2), describe="The Stranger <fades>.")
+    live = widgets.live(lambda n: images(1)[0], n=(0, 3), describe="The Stranger <fades>.")
+    for box in (book, live):
+        assert "The Stranger &lt;fades&gt;." in box.children[-1].value
+
+
+def test_no_image_carries_a_tooltip_because_it_could_not_be_shown():
+    book = widgets.flipbook(images(2), describe="words")
+    assert all(c.tooltip is None for c in book.stack.children)
+
+
+def test_a_flipbook_stays_under_its_total(monkeypatch):
+    free = len(widgets.frame(draw(300)))
+    monkeypatch.setattr(widgets, "TOTAL", 2 * free)
+    book = widgets.flipbook((draw(t) for t in (100, 300, 500)), values=range(3))
+    assert sum(len(c.value) for c in book.stack.children) <= 2 * free
+    with pytest.raises(ValueError, match="smaller, or fewer"):
+        widgets.flipbook(images(3, 1).repeat(100, 1, 1, 1))
+
+
+@pytest.mark.parametrize("kwargs", [{"values": [1]}, {"start": 2}, {"start": -1}])
+def test_what_does_not_match_is_refused(kwargs):
+    with pytest.raises(ValueError, match="a flipbook needs"):
+        widgets.flipbook(images(2), **kwargs)
+
+
+def test_one_frame_is_no_flipbook():
+    with pytest.raises(ValueError, match="2 frames or more"):
+        widgets.flipbook(images(1))
