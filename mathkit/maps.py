@@ -119,11 +119,13 @@ class LinearMap:
 
 
 def _check_rows(V: Tensor, shape: Shape, name: str) -> None:
-    if V.shape[1:] == shape and len(V.shape) == len(shape) + 1 and len(V) >= 1:
+    if not isinstance(V, Tensor):
+        raise ValueError(f"{name} takes a tensor, got {type(V).__name__}")
+    if V.ndim == len(shape) + 1 and V.shape[1:] == shape and len(V) >= 1:
         return
     hint = ": give one direction as v[None]" if V.shape == shape else ""
-    rows = f"(k, {str(shape)[1:]}".replace(", )", ")")
-    raise ValueError(f"{name} takes rows {rows}, k >= 1, got {tuple(V.shape)}{hint}")
+    rows = ", ".join(["k", *map(str, shape)])
+    raise ValueError(f"{name} takes rows ({rows}), k >= 1, got {tuple(V.shape)}{hint}")
 
 
 def matrix(M: Any) -> LinearMap:
@@ -228,7 +230,7 @@ def _check_point(x: Tensor) -> None:
 
 def _evaluate(f: Pass, x: Tensor) -> tuple[Tensor, Tensor]:
     """The leaf x and h = f(x) with its graph, in operations that can be differentiated twice."""
-    with torch.inference_mode(False), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), _Conv():
+    with torch.inference_mode(False), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), _Twice():
         x = x.detach().clone().requires_grad_()
         h = f(x.clone())
     if not isinstance(h, Tensor) or h.ndim < 1 or len(h) != 1:
@@ -260,7 +262,7 @@ def _back(y: Tensor, leaf: Tensor, rows: Tensor) -> Tensor:
 
 
 class Chunk:
-    """How many directions go through a map at once; halves when a GPU runs out of memory."""
+    """How many directions go through a map at once; halves when a pass of that size fails."""
 
     # Numbers of one direction that keep a device busy: beyond them a batch only costs memory.
     BUSY = {"cpu": 2**15, "cuda": 2**22}
@@ -287,7 +289,7 @@ class Chunk:
         while done < len(rows):
             try:
                 part = one_pass(rows[done : done + self.size])
-            except torch.OutOfMemoryError:
+            except RuntimeError:  # out of memory, or an operation that cannot be batched
                 if self.size == 1:
                     raise
                 self.size = max(1, min(self.size, len(rows)) // 2)
@@ -296,12 +298,17 @@ class Chunk:
             yield part
 
 
-class _Conv(TorchFunctionMode):
-    """Runs conv2d with parameters for weights as `_ConstantConv`."""
+class _Twice(TorchFunctionMode):
+    """Runs f in operations whose second derivative is cheap and can be batched."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if args and func in (
+            F.group_norm,
+            torch.group_norm,
+        ):  # strided input breaks its batched pull
+            args = (args[0].contiguous(), *args[1:])
         if func is F.conv2d and not kwargs and len(args) == 7 and _constant(*args):
             return _ConstantConv.apply(*args)
         return func(*args, **(kwargs or {}))

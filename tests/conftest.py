@@ -1,0 +1,85 @@
+"""Fixtures of every test: fixed seeds, one thread, no network, and a U-Net of a few thousand
+parameters."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+torch.set_num_threads(1)
+with warnings.catch_warnings():  # torch.func.jvp scripts its decompositions once, and warns
+    warnings.simplefilter("ignore", DeprecationWarning)
+    torch.func.jvp(torch.sin, (torch.zeros(1),), (torch.ones(1),))
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    """Every test draws the same numbers, alone or in company."""
+    import numpy as np
+
+    torch.manual_seed(0)
+    np.random.seed(0)
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    """Float64 by default inside the test."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
+
+
+def make_tiny_unet(dtype: torch.dtype = torch.float32, size: int = 16, seed: int = 0) -> Any:
+    """A UNet2DModel of four resolutions with attention, random weights, in eval mode."""
+    from diffusers import UNet2DModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        unet = UNet2DModel(
+            sample_size=size,
+            layers_per_block=1,
+            block_out_channels=(4, 4, 8, 8),
+            down_block_types=("DownBlock2D",) * 3 + ("AttnDownBlock2D",),
+            up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * 3,
+            norm_num_groups=2,
+            attention_head_dim=4,
+        )
+    return unet.to(dtype).eval().requires_grad_(False)
+
+
+@pytest.fixture
+def tiny_unet() -> Any:
+    """float32; images (B, 3, 16, 16), bottleneck (B, 8, 2, 2)."""
+    return make_tiny_unet()
+
+
+@pytest.fixture
+def tiny_unet_double() -> Any:
+    """The same weights in float64."""
+    return make_tiny_unet(torch.float64)
+
+
+@pytest.fixture
+def bottleneck() -> Callable[[Any, int], Callable[[Tensor], Tensor]]:
+    """(unet, t) -> the plain map x_t -> h: a hook keeps what mid_block gives."""
+
+    def encoder(unet: Any, t: int) -> Callable[[Tensor], Tensor]:
+        def f(x: Tensor) -> Tensor:
+            kept: list[Tensor] = []
+            hook = unet.mid_block.register_forward_hook(lambda *call: kept.append(call[2]))
+            unet(x, t)
+            hook.remove()
+            return kept[0]
+
+        return f
+
+    return encoder

@@ -1,0 +1,116 @@
+"""Angles between subspaces against SciPy, planted angles and the laws of a distance."""
+
+import math
+
+import pytest
+import torch
+
+import mathkit as mk
+from mathkit.grassmann import distance, principal_angles
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+def span(k, n=20):
+    return torch.linalg.qr(torch.randn(n, k)).Q.T
+
+
+@pytest.mark.parametrize("j, k", [(1, 1), (3, 3), (2, 5), (5, 2), (20, 3)])
+def test_angles_agree_with_scipy(j, k):
+    from scipy.linalg import subspace_angles
+
+    V1, V2 = torch.randn(j, 20), torch.randn(k, 20)
+    expected = torch.from_numpy(subspace_angles(V1.T.numpy(), V2.T.numpy()).copy()).flip(0)
+    torch.testing.assert_close(principal_angles(V1, V2), expected, atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.parametrize("angle", [1e-12, 1e-9, 1e-4, 0.3, math.pi / 4, 1.2, math.pi / 2])
+def test_a_planted_angle_is_found_to_the_last_digits(angle):
+    a, b, c = span(3)
+    turned = math.cos(angle) * b + math.sin(angle) * c
+    angles = principal_angles(torch.stack([a, b]), torch.stack([a, turned]))
+    torch.testing.assert_close(angles, torch.tensor([0.0, angle]), atol=1e-15, rtol=1e-6)
+
+
+def test_angles_depend_on_the_spans_alone():
+    V1, V2, R = span(3), span(3), torch.linalg.qr(torch.randn(20, 20)).Q
+    expected = principal_angles(V1, V2)
+    torch.testing.assert_close(principal_angles(V2, V1), expected)
+    torch.testing.assert_close(principal_angles(torch.randn(3, 3) @ V1, 1e-6 * V2), expected)
+    torch.testing.assert_close(principal_angles(V1 @ R, V2 @ R), expected)
+    shaped = principal_angles(V1.reshape(3, 4, 5), V2.reshape(3, 4, 5))
+    torch.testing.assert_close(shaped, expected)
+
+
+def test_angles_are_float64_whatever_comes():
+    V = span(2).float()
+    angles = principal_angles(V, V)
+    assert angles.dtype == torch.float64 and angles.max() < 1e-14
+
+
+def test_distance_is_a_metric():
+    A, B, C = span(4), span(4), span(4)
+    torch.testing.assert_close(distance(A, B), distance(B, A))
+    assert distance(A, A) < 1e-12
+    assert 0 < distance(A, B) <= distance(A, C) + distance(C, B)
+    E = torch.eye(20)
+    assert float(distance(E[:4], E[4:8])) == pytest.approx(math.sqrt(4) * math.pi / 2)
+
+
+def test_a_thousandth_shows_in_the_distance():
+    V = span(3)
+    assert distance(V, V + 1e-3 * torch.randn(3, 20)) > 1e-3
+
+
+def test_project_out_is_the_orthogonal_projection_onto_the_complement():
+    V, N = torch.randn(6, 20), span(4)
+    P = torch.eye(20) - N.T @ N
+    kept = mk.project_out(V, N)
+    torch.testing.assert_close(kept, V @ P)
+    torch.testing.assert_close(mk.project_out(kept, N), kept)
+    torch.testing.assert_close(kept @ N.T, torch.zeros(6, 4))
+    shaped = mk.project_out(V.reshape(6, 4, 5), N.reshape(4, 4, 5))
+    torch.testing.assert_close(shaped.flatten(1), kept)
+
+
+def test_what_is_left_lies_in_the_null_space_of_the_map():
+    M = torch.randn(4, 20)
+    N = mk.svd(mk.matrix(M), 4, tol=1e-12).V
+    kept = mk.project_out(torch.randn(3, 20), N)
+    torch.testing.assert_close(mk.matrix(M).push(kept), torch.zeros(3, 4), atol=1e-10, rtol=0)
+
+
+def test_project_out_keeps_dtype():
+    assert mk.project_out(torch.randn(2, 20).float(), span(3)).dtype == torch.float32
+
+
+def test_project_out_refuses_rows_that_are_not_orthonormal():
+    V = torch.randn(2, 20)
+    for N in (
+        torch.randn(3, 20),
+        1.001 * span(3),
+        span(3)[[0, 0, 1]],
+        torch.full((1, 20), math.nan),
+    ):
+        with pytest.raises(ValueError, match="orthonormal"):
+            mk.project_out(V, N)
+    with pytest.raises(ValueError, match=r"one shape.*v\[None\]"):
+        mk.project_out(V[0], span(3))
+    with pytest.raises(ValueError, match="one shape"):
+        mk.project_out(V, span(3).reshape(3, 4, 5))
+
+
+def test_subspaces_that_are_none():
+    V = span(3)
+    with pytest.raises(ValueError, match="one shape"):
+        principal_angles(V, torch.randn(3, 19))
+    with pytest.raises(ValueError, match="NaN"):
+        principal_angles(V, torch.full((1, 20), math.nan))
+    with pytest.raises(ValueError, match="dependent"):
+        principal_angles(V, torch.randn(1, 20).expand(2, 20))
+    with pytest.raises(ValueError, match="dependent"):
+        principal_angles(V, torch.zeros(1, 20))
+    with pytest.raises(ValueError, match="1 ... 20 rows"):
+        principal_angles(V, torch.randn(21, 20))
+    with pytest.raises(ValueError, match="one dimension"):
+        distance(V, span(2))

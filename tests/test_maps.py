@@ -1,0 +1,427 @@
+"""Linear maps against matrices, finite differences, torch's own forward mode and closed forms."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import mathkit as mk
+from mathkit import maps
+
+f64 = pytest.mark.usefixtures("float64")
+
+
+def rows(k, shape, dtype=None):
+    return torch.randn(k, *shape, dtype=dtype)
+
+
+def central(f, x, v, h=1e-5):
+    return (f(x + h * v) - f(x - h * v)) / (2 * h)
+
+
+# --- LinearMap, matrix, mask ------------------------------------------------------------------
+
+
+@f64
+@pytest.mark.parametrize("m, n", [(3, 5), (5, 3), (1, 4), (4, 1), (2, 2)])
+def test_matrix_pushes_and_pulls_as_the_matrix_does(m, n):
+    M = torch.randn(m, n)
+    A = mk.matrix(M)
+    V, U = torch.randn(7, n), torch.randn(7, m)
+    assert (A.in_shape, A.out_shape, A.T.in_shape, A.T.out_shape) == ((n,), (m,), (m,), (n,))
+    torch.testing.assert_close(A.push(V), torch.stack([M @ v for v in V]))
+    torch.testing.assert_close(A.pull(U), torch.stack([M.T @ u for u in U]))
+    torch.testing.assert_close(A.T.push(U), A.pull(U))
+    torch.testing.assert_close(A.T.T.push(V), A.push(V))
+    torch.testing.assert_close(A.dense(), M)
+    torch.testing.assert_close(A.T.dense(), M.T)
+
+
+@f64
+def test_product_and_its_transpose():
+    M, N = torch.randn(3, 4), torch.randn(4, 6)
+    P = mk.matrix(M) @ mk.matrix(N)
+    torch.testing.assert_close(P.dense(), M @ N)
+    torch.testing.assert_close(P.T.dense(), (M @ N).T)
+    assert (P.in_shape, P.out_shape) == ((6,), (3,))
+
+
+def test_passes_are_shared_by_transposes_and_products():
+    A, B = mk.matrix(torch.randn(3, 4)), mk.matrix(torch.randn(4, 5))
+    A.push(rows(2, (4,)))
+    A.T.push(rows(3, (3,)))
+    assert A.passes == A.T.passes == (2, 3)
+    P = A @ B
+    P.push(rows(4, (5,)))
+    P.T.push(rows(5, (3,)))
+    assert A.passes == (6, 8)
+    assert B.passes == (4, 5)
+    assert P.passes == P.T.passes == (6, 8)
+    gram = B.T @ B
+    gram.push(rows(1, (5,)))
+    assert B.passes == gram.passes == (5, 6)
+
+
+def test_passes_of_a_masked_map_are_the_passes_of_the_map():
+    A = mk.matrix(torch.randn(4, 3))
+    P = mk.mask(torch.tensor([True, False, True, True])) @ A
+    P.push(rows(3, (3,)))
+    P.pull(rows(2, (4,)))
+    assert P.passes == A.passes == (3, 2)
+    assert (A.passes.push, A.passes.pull) == (3, 2)
+
+
+def test_dense_costs_the_smaller_side():
+    tall, wide = mk.matrix(torch.randn(9, 4)), mk.matrix(torch.randn(4, 9))
+    tall.dense(), wide.dense()
+    assert tall.passes == (4, 0)
+    assert wide.passes == (0, 4)
+
+
+@f64
+def test_mask_is_a_diagonal_map_and_its_own_transpose():
+    w = torch.randn(2, 3)
+    D = mk.mask(w)
+    torch.testing.assert_close(D.dense(), torch.diag(w.flatten()))
+    torch.testing.assert_close(D.T.dense(), D.dense())
+
+
+def test_mask_keeps_the_precision_of_what_it_masks():
+    A = mk.mask(torch.tensor([True, False])) @ mk.matrix(torch.randn(2, 3, dtype=torch.float64))
+    assert A.push(rows(1, (3,), torch.float64)).dtype == A.dtype == torch.float64
+    assert A.dense()[1].abs().max() == 0
+
+
+def test_matrix_takes_lists_integers_and_arrays():
+    for M in ([[1, 2], [3, 4]], np.array([[1, 2], [3, 4]]), torch.tensor([[1, 2], [3, 4]])):
+        A = mk.matrix(M)
+        assert A.dense().tolist() == [[1, 2], [3, 4]]
+        assert A.dense().dtype == torch.get_default_dtype()
+
+
+def test_results_carry_no_graph():
+    A = mk.matrix(torch.randn(3, 2, requires_grad=True))
+    assert not A.push(torch.randn(1, 2, requires_grad=True)).requires_grad
+    B = mk.LinearMap(lambda V: V.exp(), lambda U: U, (2,), (2,))
+    assert not B.push(torch.randn(1, 2, requires_grad=True)).requires_grad
+
+
+def test_a_shape_that_does_not_fit_says_what_does():
+    A = mk.matrix(torch.randn(3, 4))
+    with pytest.raises(ValueError, match=r"push takes rows \(k, 4\).*v\[None\]"):
+        A.push(torch.randn(4))
+    with pytest.raises(ValueError, match=r"pull takes rows \(k, 3\)"):
+        A.pull(torch.randn(2, 4))
+    with pytest.raises(ValueError, match="k >= 1"):
+        A.push(torch.randn(0, 4))
+    with pytest.raises(ValueError, match="takes a tensor"):
+        A.push([[1.0, 2.0, 3.0, 4.0]])
+    with pytest.raises(ValueError, match="A.in_shape == B.out_shape"):
+        A @ A
+    with pytest.raises(TypeError):
+        A @ torch.randn(4, 2)
+    with pytest.raises(ValueError, match="must answer"):
+        mk.LinearMap(lambda V: V[:, :1], lambda U: U, (2,), (2,)).push(torch.randn(1, 2))
+
+
+@pytest.mark.parametrize(
+    "M", [torch.randn(3), torch.zeros(0, 3), torch.eye(2) * 1j, torch.tensor([[math.nan, 1.0]])]
+)
+def test_matrix_refuses_what_is_no_real_finite_matrix(M):
+    with pytest.raises(ValueError, match="real finite"):
+        mk.matrix(M)
+
+
+def test_mask_refuses_nan():
+    with pytest.raises(ValueError, match="finite"):
+        mk.mask(torch.tensor([math.nan]))
+
+
+# --- the adjoint identity ---------------------------------------------------------------------
+
+
+def test_check_adjoint_passes_a_true_transpose(tiny_unet, bottleneck):
+    assert mk.check_adjoint(mk.matrix(torch.randn(5, 8))) < 1e-6
+    A = mk.jacobian(bottleneck(tiny_unet, 500), torch.randn(1, 3, 16, 16))
+    assert mk.check_adjoint(A) < 1e-5
+    assert mk.check_adjoint(mk.matrix(torch.zeros(2, 3))) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("m, n", [(40, 60), (60, 40), (3, 3)])
+def test_check_adjoint_fails_on_a_pull_wrong_by_a_thousandth(dtype, m, n):
+    M = torch.randn(m, n, dtype=dtype)
+    noise = torch.randn(m, n, dtype=dtype)
+    wrong = [1.001 * M, M + 1e-3 * M.norm() / noise.norm() * noise * math.sqrt(n)]
+    for W in wrong:
+        A = mk.LinearMap(lambda V: V @ M.T, lambda U, W=W: U @ W, (n,), (m,), dtype)
+        with pytest.raises(AssertionError, match="not the transpose"):
+            mk.check_adjoint(A)
+
+
+def test_check_adjoint_fails_on_nan():
+    A = mk.LinearMap(lambda V: V, lambda U: U * math.nan, (2,), (2,))
+    with pytest.raises(AssertionError):
+        mk.check_adjoint(A)
+
+
+# --- the Jacobian -----------------------------------------------------------------------------
+
+
+def conv(**settings):
+    return nn.Conv2d(4, 4, 3, **settings)
+
+
+def same_padding(x):
+    return F.conv2d(x, torch.ones(4, 4, 3, 3), padding="same").sin()
+
+
+def weights_from_x(x):
+    return F.conv2d(x.sin(), x.reshape(1, 4, 8, 8)[:, :, :3, :3])
+
+
+def attention(x):
+    return F.scaled_dot_product_attention(x, x.sin(), x)
+
+
+def inner_forward_mode(layer):
+    return lambda x: torch.func.jvp(lambda y: layer(y).sin(), (x,), (torch.ones_like(x),))[1]
+
+
+def inner_reverse_mode(layer):
+    return lambda x: torch.func.grad(lambda y: layer(y).sin().sum())(x)
+
+
+def inner_vmap(layer):
+    return lambda x: torch.func.vmap(lambda y: layer(y[None])[0].sin())(x)
+
+
+def in_place(x):
+    return x.mul_(2).sin()
+
+
+CASES = {
+    "conv": lambda: nn.Sequential(conv(padding=1), nn.SiLU()),
+    "strided": lambda: nn.Sequential(conv(stride=2, padding=1), nn.SiLU()),
+    "strided, odd rest": lambda: nn.Sequential(conv(stride=3), nn.Tanh()),
+    "dilated and grouped": lambda: nn.Sequential(conv(dilation=2, groups=2), nn.Tanh()),
+    "reflected": lambda: nn.Sequential(conv(padding=1, padding_mode="reflect"), nn.Tanh()),
+    "no bias": lambda: nn.Sequential(conv(bias=False), nn.Tanh()),
+    "same padding": lambda: same_padding,
+    "weights from x": lambda: weights_from_x,
+    "transposed conv": lambda: nn.Sequential(nn.ConvTranspose2d(4, 2, 4, 2, 1), nn.Tanh()),
+    "group norm": lambda: nn.GroupNorm(2, 4),
+    "group norm, strided": lambda: lambda x: nn.GroupNorm(2, 4)(x.transpose(2, 3)),
+    "layer norm": lambda: nn.LayerNorm(8),
+    "batch norm": lambda: nn.Sequential(nn.BatchNorm2d(4).eval(), nn.Tanh()),
+    "softmax": lambda: nn.Softmax(-1),
+    "attention": lambda: attention,
+    "max pool": lambda: nn.MaxPool2d(2),
+    "interpolation": lambda: lambda x: F.interpolate(x, scale_factor=2, mode="bilinear").sin(),
+    "fft": lambda: lambda x: torch.fft.rfft2(x).abs(),
+    "linear": lambda: nn.Linear(8, 5),
+    "pooled": lambda: lambda x: x.exp().sum((2, 3)),
+    "one number": lambda: lambda x: x.square().sum((1, 2, 3)),
+    "partly constant": lambda: lambda x: torch.cat([x.sin(), torch.ones_like(x)], 1),
+    "in place": lambda: in_place,
+    "inner forward mode": lambda: inner_forward_mode(conv()),
+    "inner reverse mode": lambda: inner_reverse_mode(conv()),
+    "inner vmap": lambda: inner_vmap(conv()),
+}
+
+
+@f64
+@pytest.mark.parametrize("name", CASES)
+def test_jacobian_agrees_with_finite_differences_and_reverse_mode(name):
+    f, x = CASES[name](), torch.randn(1, 4, 8, 8)
+    A = mk.jacobian(f, x)
+    V = rows(3, A.in_shape)
+    with torch.no_grad():
+        expected = torch.cat([central(lambda y: f(y.clone()), x, v[None]) for v in V])
+    torch.testing.assert_close(A.push(V), expected, atol=1e-7, rtol=1e-6)
+    torch.testing.assert_close(A.push(V), torch.cat([A.push(v[None]) for v in V]))
+    U = rows(3, A.out_shape)
+    back = torch.func.vjp(lambda y: f(y.clone()), x)[1]
+    torch.testing.assert_close(A.pull(U), torch.cat([back(u[None])[0] for u in U]))
+    torch.testing.assert_close(A.pull(U), torch.cat([A.pull(u[None]) for u in U]))
+
+
+@f64
+def test_jacobian_is_the_dense_one():
+    net = nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 3))
+    x = torch.randn(1, 5)
+    torch.testing.assert_close(mk.jacobian(net, x).dense(), torch.func.jacrev(net)(x)[0, :, 0])
+
+
+@f64
+def test_jacobian_of_a_linear_map_is_that_map():
+    M = torch.randn(4, 6)
+    torch.testing.assert_close(mk.jacobian(lambda x: x @ M.T, torch.randn(1, 6)).dense(), M)
+
+
+@f64
+def test_chain_rule():
+    f, g = nn.Sequential(nn.Linear(5, 7), nn.Tanh()), nn.Sequential(nn.Linear(7, 4), nn.Sigmoid())
+    x = torch.randn(1, 5)
+    J = mk.jacobian(g, f(x)) @ mk.jacobian(f, x)
+    torch.testing.assert_close(J.dense(), mk.jacobian(nn.Sequential(f, g), x).dense())
+
+
+@f64
+def test_jacobian_of_the_gaussian_denoiser_is_its_closed_form():
+    B = torch.randn(6, 6)
+    C, a = B @ B.T, 0.3  # E[x0 | x_t] = sqrt(a) C (a C + (1 - a) I)^-1 x_t for x0 ~ N(0, C)
+    closed = math.sqrt(a) * C @ torch.linalg.inv(a * C + (1 - a) * torch.eye(6))
+
+    def posterior_mean(x):
+        return math.sqrt(a) * torch.linalg.solve(a * C + (1 - a) * torch.eye(6), x.T).T @ C
+
+    torch.testing.assert_close(mk.jacobian(posterior_mean, torch.randn(1, 6)).dense(), closed)
+
+
+@pytest.mark.parametrize("chunk", [1, 5, "auto"])
+def test_jacobian_of_a_unet_agrees_with_forward_mode_and_differences(
+    tiny_unet_double, bottleneck, chunk
+):
+    f = bottleneck(tiny_unet_double, 500)
+    x = torch.randn(1, 3, 16, 16, dtype=torch.float64)
+    A = mk.jacobian(f, x, chunk=chunk)
+    V = rows(7, A.in_shape, torch.float64)
+    with torch.no_grad():
+        differences = torch.cat([central(f, x, v[None]) for v in V])
+    torch.testing.assert_close(A.push(V), differences, atol=1e-8, rtol=1e-5)
+    assert mk.check_adjoint(A) < 1e-14
+
+
+def test_jacobian_of_a_whole_unet(tiny_unet_double):
+    x = torch.randn(1, 3, 16, 16, dtype=torch.float64)
+    A = mk.jacobian(lambda y: tiny_unet_double(y, 200).sample, x)
+    v = rows(1, A.in_shape, torch.float64)
+    with torch.no_grad():
+        expected = central(lambda y: tiny_unet_double(y, 200).sample, x, v)
+    torch.testing.assert_close(A.push(v), expected, atol=1e-8, rtol=1e-5)
+
+
+def test_f_runs_once_a_point():
+    calls = []
+
+    def f(x):
+        calls.append(len(x))
+        return x.sin()
+
+    A = mk.jacobian(f, torch.randn(1, 3))
+    A.push(torch.randn(5, 3)), A.pull(torch.randn(4, 3)), A.dense(), mk.svd(A, 1)
+    assert calls == [1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_results_keep_the_dtype_of_the_point(dtype):
+    A = mk.jacobian(torch.sin, torch.randn(1, 3, dtype=dtype, requires_grad=True))
+    for other in (torch.float32, torch.float64):
+        for out in (A.push(rows(2, (3,), other)), A.pull(rows(2, (3,), other))):
+            assert out.dtype == dtype and not out.requires_grad and out.device.type == "cpu"
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_jacobian_inside_no_grad_and_inference_mode(mode):
+    x = torch.randn(1, 3)
+    with mode():
+        A = mk.jacobian(torch.sin, x.clone())
+        torch.testing.assert_close(A.push(torch.ones(1, 3)), x.cos())
+        torch.testing.assert_close(A.pull(torch.ones(2, 3)), x.cos().expand(2, 3))
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 64])
+def test_no_more_than_chunk_directions_at_once(chunk, monkeypatch):
+    seen, back = [], maps._back
+    monkeypatch.setattr(maps, "_back", lambda y, x, r: seen.append(len(r)) or back(y, x, r))
+    A = mk.jacobian(torch.sin, torch.zeros(1, 4), chunk=chunk)
+    torch.testing.assert_close(A.push(torch.eye(4).repeat(2, 1)), torch.eye(4).repeat(2, 1))
+    assert max(seen) == min(chunk, 8) and sum(seen) == 8
+
+
+def test_chunks_halve_when_memory_runs_out_and_the_result_is_whole(monkeypatch):
+    seen, back = [], maps._back
+
+    def small_gpu(y, x, r):
+        seen.append(len(r))
+        if len(r) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return back(y, x, r)
+
+    monkeypatch.setattr(maps, "_back", small_gpu)
+    A = mk.jacobian(torch.sin, torch.zeros(1, 4), chunk=16)
+    V = torch.randn(9, 4)
+    torch.testing.assert_close(A.push(V), V)
+    assert seen == [9, 4, 2, 2, 2, 2, 1]
+    seen.clear()
+    torch.testing.assert_close(A.pull(V[:4]), V[:4])
+    assert seen == [2, 2]
+
+
+def test_out_of_memory_for_one_direction_is_said(monkeypatch):
+    def no_memory(*call):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    A = mk.jacobian(torch.sin, torch.zeros(1, 4))
+    monkeypatch.setattr(maps, "_back", no_memory)
+    with pytest.raises(torch.OutOfMemoryError):
+        A.push(torch.randn(3, 4))
+
+
+@pytest.mark.parametrize("chunk", [0, -1, 1.5, "all", True, None])
+def test_chunk_is_auto_or_a_count(chunk):
+    with pytest.raises(ValueError, match="chunk"):
+        mk.jacobian(torch.sin, torch.zeros(1, 4), chunk=chunk)
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 8, 8), (2, 3), ()])
+def test_a_point_without_its_batch_axis(shape):
+    with pytest.raises(ValueError, match=r"x\[None\]"):
+        mk.jacobian(torch.sin, torch.zeros(shape))
+
+
+def test_points_that_are_no_points():
+    with pytest.raises(ValueError, match="NaN"):
+        mk.jacobian(torch.sin, torch.tensor([[math.nan]]))
+    with pytest.raises(ValueError, match="floating-point"):
+        mk.jacobian(torch.sin, torch.zeros(1, 3, dtype=torch.int64))
+    with pytest.raises(ValueError, match="floating-point"):
+        mk.jacobian(torch.sin, [[1.0]])
+
+
+def test_functions_that_have_no_jacobian():
+    x = torch.ones(1, 3)
+    with pytest.raises(ValueError, match="batched"):
+        mk.jacobian(lambda x: x.sum(), x)
+    with pytest.raises(ValueError, match="batched"):
+        mk.jacobian(lambda x: torch.ones(4, 3) @ x[0], x)
+    with pytest.raises(ValueError, match="batched.*tuple"):
+        mk.jacobian(lambda x: (x, x), x)
+    with pytest.raises(ValueError, match="no gradient"):
+        mk.jacobian(lambda x: torch.ones(1, 2), x)
+    with pytest.raises(ValueError, match="no gradient"):
+        mk.jacobian(torch.no_grad()(torch.sin), x)
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        mk.jacobian(lambda x: (x - 2).log(), x)
+
+
+def test_a_derivative_that_is_not_finite_is_never_silent():
+    A = mk.jacobian(lambda x: (x - 1).sqrt(), torch.ones(1, 3))
+    for run in (A.push, A.pull):
+        with pytest.raises(ValueError, match="not finite"):
+            run(torch.ones(1, 3))
+    with pytest.raises(ValueError, match="not finite"):
+        mk.jacobian(torch.sin, torch.ones(1, 3)).push(torch.full((1, 3), math.nan))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_jacobian_on_a_gpu(tiny_unet, bottleneck):
+    x = torch.randn(1, 3, 16, 16)
+    here = mk.jacobian(bottleneck(tiny_unet, 500), x).dense()
+    there = mk.jacobian(bottleneck(tiny_unet.cuda(), 500), x.cuda())
+    assert there.push(torch.randn(2, 3, 16, 16)).is_cuda
+    torch.testing.assert_close(there.dense().cpu(), here, atol=1e-4, rtol=1e-3)
