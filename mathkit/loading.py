@@ -143,7 +143,7 @@ def hub(name: str, revision: str | None = None) -> tuple[Path, str]:
     except OSError as error:
         raise OSError(
             f"{name!r} is not in the local cache and the Hub gave no answer "
-            f"({type(error).__name__}: {str(error).splitlines()[0]}), nor is there such a folder. "
+            f"({type(error).__name__}: {weights.first_line(error)}), nor is there such a folder. "
             'Without a network use the built-in model, mk.load_model("alice")'
         ) from error
     return folder, folder.name
@@ -169,7 +169,14 @@ def _layout(folder: Path, source: str, commit: str | None = None) -> ModelFiles:
 def _config(folder: Path, places: list[Path]) -> dict[str, Any]:
     for path in places:
         if path.is_file():
-            return json.loads(path.read_text("utf-8"))
+            return _json(path)
     wanted = " or ".join(p.relative_to(folder).as_posix() for p in places)
     held = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
     raise FileNotFoundError(f"{folder} is no diffusers model: no {wanted} in it (it holds {held})")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no JSON ({error}): fetch the folder again") from None

@@ -142,11 +142,16 @@ def _pickle(path: Path) -> dict[str, Tensor]:
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise ValueError(
             f"{path} is refused: torch's weights-only loader reads pickles of tensors alone and "
-            f"runs no code ({str(error).splitlines()[0]}). Ask for the weights as safetensors"
+            f"runs no code ({first_line(error)}). Ask for the weights as safetensors"
         ) from None
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ValueError(f"{path} is refused: expected a dictionary of tensors")
     return state
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, on one line."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def ship(
