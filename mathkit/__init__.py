@@ -1,5 +1,6 @@
 """mathkit: build a linear map, look at its singular vectors."""
 
+from mathkit import puppets as puppets
 from mathkit import scores as scores
 from mathkit.checks import check as check
 from mathkit.diffusion import denoise as denoise
@@ -7,6 +8,7 @@ from mathkit.diffusion import invert as invert
 from mathkit.diffusion import posterior_mean as posterior_mean
 from mathkit.diffusion import sample as sample
 from mathkit.diffusion import timesteps as timesteps
+from mathkit.factors import read_factors as read_factors
 from mathkit.grassmann import project_out as project_out
 from mathkit.hspace import encoder as encoder
 from mathkit.hspace import guide as guide

@@ -7,7 +7,7 @@ import functools
 import torch
 from torch import Tensor, nn
 
-from . import puppets
+from . import puppets, weights
 from .puppets import FACTORS, STRANGER
 
 
@@ -38,9 +38,7 @@ class Reader(nn.Module):
 
 @functools.lru_cache(maxsize=2)
 def reader(device: str = "cpu") -> Reader:
-    """The shipped factor reader, frozen, on `device`; its error is on its card in data/README.md."""
-    from . import weights
-
+    """The shipped factor reader, frozen, on `device`; its card is in data/README.md."""
     net = Reader()
     net.load_state_dict({k: v.float() for k, v in weights.load("reader.safetensors").items()})
     return net.eval().requires_grad_(False).to(device)
@@ -60,7 +58,7 @@ def read_factors(images: Tensor, batch: int = 256) -> Tensor:
 
 
 def read_features(images: Tensor, batch: int = 256) -> Tensor:
-    """The reader's last hidden layer, (n, 256): the space of our Frechet distances. Raises as above."""
+    """The reader's last hidden layer, (n, 256), in which Frechet distances are taken."""
     _check(images)
     net = reader(str(images.device))
     with torch.no_grad():

@@ -10,14 +10,15 @@ import argparse
 import copy
 import os
 import pathlib
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from safetensors.torch import save_file
+from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
-from . import puppets
+from . import puppets, scores, weights
 from .factors import Reader
 from .puppets import STRANGER
 
@@ -44,29 +45,33 @@ def fit(
     rate: float,
     average: float = 0.999,
     every: int = 100,
-    minutes: float = float("inf"),
 ) -> nn.Module:
-    """Minimise loss(net, step, generator) with AdamW; return the exponential average of the net.
+    """Minimise loss(net, batch number, generator) with AdamW; return the net's running average.
 
     The rate warms up over 200 steps and falls along a cosine to rate / 20 at `steps`. The state is
-    stored every `every` steps in runs/name/state.pt and picked up from there; `minutes` bounds
-    this call, not the run. The average's memory grows with the step, at most `average`.
+    stored every `every` steps in runs/name/state.pt and picked up from there. Under torchrun each
+    of the processes takes its own batches and the gradients are averaged. The average's memory
+    grows with the step, at most `average`.
     """
     from tqdm.auto import tqdm
 
+    rank, world = _processes()
     path = RUNS / name / "state.pt"
     mean = copy.deepcopy(net).requires_grad_(False)
     adam = torch.optim.AdamW(
         net.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=1e-4, fused=True
     )
-    done = _resume(path, net, mean, adam)
-    began, seen = time.monotonic(), 0.0
-    bar = tqdm(range(done, steps), initial=done, total=steps, desc=name, mininterval=10)
+    done, seen = _resume(path, net, mean, adam), 0.0
+    bar = tqdm(
+        range(done, steps), name, initial=done, total=steps, mininterval=10, disable=rank > 0
+    )
     for step in bar:
         for group in adam.param_groups:
             group["lr"] = learning_rate(step, steps, rate)
-        value = loss(net, step, torch.Generator().manual_seed(1_000_003 * (step + 1)))
+        batch = step * world + rank
+        value = loss(net, batch, torch.Generator().manual_seed(1_000_003 * (batch + 1)))
         value.backward()
+        _share_gradients(net, world)
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         adam.step()
         adam.zero_grad(set_to_none=True)
@@ -75,13 +80,28 @@ def fit(
             for slow, fast in zip(mean.parameters(), net.parameters(), strict=True):
                 slow.lerp_(fast, 1 - keep)
         seen = value.item() if step == done else 0.98 * seen + 0.02 * value.item()
-        late = time.monotonic() - began > 60 * minutes
-        if (step + 1) % every == 0 or step + 1 == steps or late:
+        if rank == 0 and ((step + 1) % every == 0 or step + 1 == steps):
             bar.set_postfix(loss=f"{seen:.4f}", refresh=False)
             _store(path, net, mean, adam, step + 1)
-        if late:
-            break
     return mean
+
+
+def _processes() -> tuple[int, int]:
+    if "WORLD_SIZE" not in os.environ:
+        return 0, 1
+    if not distributed.is_initialized():
+        distributed.init_process_group("gloo")
+    return distributed.get_rank(), distributed.get_world_size()
+
+
+def _share_gradients(net: nn.Module, world: int) -> None:
+    if world == 1:
+        return
+    gradients = [p.grad for p in net.parameters() if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in gradients])
+    distributed.all_reduce(flat)
+    for g, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        g.copy_(part.view_as(g) / world)
 
 
 def learning_rate(step: int, steps: int, rate: float, warm: int = 200) -> float:
@@ -138,7 +158,7 @@ def reader_loss(net: nn.Module, step: int, draw: torch.Generator, batch: int = 9
 
 
 def spoil(images: Tensor, draw: torch.Generator) -> Tensor:
-    """Noise, blur, small colour shifts and smooth diffusion-like errors, each on part of a batch."""
+    """Noise, blur, small colour shifts, smooth diffusion-like errors, each on part of a batch."""
     n = len(images)
 
     def chance(p: float) -> Tensor:
@@ -165,7 +185,7 @@ def alphas_cumprod() -> Tensor:
 
 
 def denoiser_loss(
-    net: nn.Module, step: int, draw: torch.Generator, batch: int = 16, simple: bool = False
+    net: nn.Module, step: int, draw: torch.Generator, batch: int = 8, simple: bool = False
 ) -> Tensor:
     """Mean |v - v_hat|^2 for v = sqrt(abar) e - sqrt(1 - abar) x0 at uniform t.
 
@@ -186,10 +206,14 @@ def denoiser_loss(
     return (found.float() - target).square().mean()
 
 
+def _channels_last(net: Any) -> nn.Module:
+    return net.to(memory_format=torch.channels_last)
+
+
 def make_reader() -> nn.Module:
     """A fresh factor reader, seeded."""
     torch.manual_seed(0)
-    return Reader().to(memory_format=torch.channels_last)
+    return _channels_last(Reader())
 
 
 def make_unet(**changes) -> nn.Module:
@@ -197,20 +221,74 @@ def make_unet(**changes) -> nn.Module:
     from diffusers import UNet2DModel
 
     torch.manual_seed(0)
-    return UNet2DModel(**(UNET | changes)).to(memory_format=torch.channels_last)
+    return _channels_last(UNet2DModel(**(UNET | changes)))
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Command line of `python -m mathkit patient`."""
-    parser = argparse.ArgumentParser(prog="mathkit patient", description=__doc__)
-    parser.add_argument("name", choices=("reader", "alice"))
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--minutes", type=float, default=float("inf"))
+def reader_metrics(net: nn.Module, n: int = 5000) -> dict[str, object]:
+    """The reader's card on n clean frames it has never seen: R^2 a factor, Stranger accuracy."""
+    q = puppets.sample_factors(n, seed=51)
+    with torch.no_grad():
+        z = torch.cat([net(puppets.render(part)) for part in q.split(250)])
+    wrong = (z - q)[:, :STRANGER].square().mean(0) / q[:, :STRANGER].var(0)
+    right = ((z[:, STRANGER] > 0) == (q[:, STRANGER] > 0.5)).sum()
+    return {
+        "frames": n,
+        "R2": dict(zip(puppets.CONTINUOUS, (1 - wrong).tolist(), strict=True)),
+        "R2 worst": float(1 - wrong.max()),
+        "Stranger read right": scores.in_words(int(right), n),
+    }
+
+
+def ship() -> None:
+    """Store the averaged networks of runs/ as float16 in data/ and renew the manifest.
+
+    Raises FileNotFoundError where neither has been trained. The cards that take minutes are
+    measured by `python -m mathkit results alice`.
+    """
+    states = {name: RUNS / name / "state.pt" for name in ("reader", "alice")}
+    trained = {n: torch.load(s, weights_only=True) for n, s in states.items() if s.exists()}
+    if not trained:
+        raise FileNotFoundError("nothing is trained in runs/: `make patient` first")
+    for name, state in trained.items():
+        half = {k: v.half().contiguous() for k, v in state["mean"].items()}
+        command = f"python -m mathkit patient {name} --steps {state['step']}"
+        if name == "reader":
+            path = RUNS / name / "reader.safetensors"
+            save_file(half, path)
+            net = make_reader().eval()
+            net.load_state_dict({k: v.float() for k, v in half.items()})
+            weights.ship({path.name: path}, command, 0, reader_metrics(net))
+        else:
+            weights.ship({name: _folder(name, half)}, command, 0, {})
+
+
+def _folder(name: str, half: dict[str, Tensor]) -> pathlib.Path:
+    """runs/NAME/final in diffusers' layout: a DDPM pipeline that predicts v."""
+    from diffusers import DDPMPipeline, DDPMScheduler
+
+    net = make_unet().half()
+    net.load_state_dict(half)
+    scheduler = DDPMScheduler(
+        num_train_timesteps=TIMESTEPS, prediction_type="v_prediction", clip_sample=False
+    )
+    folder = RUNS / name / "final"
+    pipeline: Any = DDPMPipeline(net, scheduler)
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line of `python -m mathkit patient [reader|alice]`; both if none is named."""
+    parser = argparse.ArgumentParser(prog="python -m mathkit patient", description=__doc__)
+    parser.add_argument(
+        "names", nargs="*", choices=("reader", "alice"), default=("reader", "alice")
+    )
+    parser.add_argument("--steps", type=int, help="of the run as a whole, earlier ones counted in")
     args = parser.parse_args(argv)
-    if args.name == "reader":
-        fit(make_reader(), reader_loss, "reader", args.steps or 1500, 2e-3, minutes=args.minutes)
-    else:
-        fit(make_unet(), denoiser_loss, "alice", args.steps or 9000, 8e-4, minutes=args.minutes)
+    if "reader" in args.names:
+        fit(make_reader(), reader_loss, "reader", args.steps or 1500, 2e-3)
+    if "alice" in args.names:
+        fit(make_unet(), denoiser_loss, "alice", args.steps or 7000, 8e-4)
 
 
 if __name__ == "__main__":
