@@ -206,14 +206,13 @@ class _Noise:
     def __init__(
         self, p: Model, seed: int | Sequence[int], index: Sequence[int], stream: int
     ) -> None:
-        self.p, self.index = p, index
-        seeds = [int(s) for s in np.broadcast_to(np.asarray(seed), len(index))]
-        if any(i < 0 for i in (*index, *seeds)):
-            raise ValueError("seed and index are integers >= 0")
-        self.generators = [
-            torch.Generator().manual_seed(_mixed(s, i, stream))
-            for s, i in zip(seeds, index, strict=True)
-        ]
+        self.p, self.index, seeds = p, index, np.asarray(seed)
+        if seeds.shape not in ((), (len(index),)):
+            raise ValueError(f"give one seed, or one for each of {len(index)}, got {seeds.shape}")
+        pairs = np.broadcast_arrays(seeds, np.asarray(index))
+        if any(part.dtype.kind not in "iu" or (part < 0).any() for part in pairs):
+            raise ValueError(f"seed and index are integers >= 0, got {seed} and {list(index)}")
+        self.generators = [_generator(int(s), int(i), stream) for s, i in zip(*pairs, strict=True)]
 
     def check(self, batch: int) -> None:
         if len(self.index) != batch:
@@ -224,7 +223,6 @@ class _Noise:
         return torch.stack(draws).to(self.p.device)
 
 
-def _mixed(seed: int, i: int, stream: int) -> int:
-    return int(np.random.SeedSequence([seed, i, stream]).generate_state(1, np.uint64)[0] >> 1)
-
-
+def _generator(*key: int) -> torch.Generator:
+    words = np.random.SeedSequence(key).generate_state(2)
+    return torch.Generator().manual_seed(int(words[0]) << 31 ^ int(words[1]))

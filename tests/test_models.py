@@ -1,0 +1,213 @@
+"""Models: eps whatever the network predicts, the exact Gaussian denoiser, and bad input."""
+
+import copy
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mathkit import jacobian
+from mathkit.models import GaussianModel, Model, UNetModel, linear_schedule
+
+SHAPE = (1, 2, 3)
+TIMES = [0, 300, 999]
+
+
+def gaussian(dtype: torch.dtype = torch.float64) -> GaussianModel:
+    """Variances from .01 to 100 in n = 6, mean not 0."""
+    g = torch.Generator().manual_seed(5)
+    axes = torch.linalg.qr(torch.randn(6, 6, generator=g, dtype=torch.float64)).Q
+    cov = axes * torch.logspace(-2, 2, 6, dtype=torch.float64) @ axes.T
+    mean = torch.randn(SHAPE, generator=g, dtype=torch.float64)
+    return GaussianModel(mean.to(dtype), ((cov + cov.T) / 2).to(dtype))
+
+
+class Network(nn.Module):
+    """A stand-in for a U-Net that answers `predict(x, t)`."""
+
+    def __init__(self, predict: Callable[[Tensor, Tensor], Tensor], **config: Any) -> None:
+        super().__init__()
+        self.weight, self.predict, self.calls = nn.Parameter(torch.zeros(1)), predict, 0
+        shape = {"in_channels": 1, "out_channels": 1, "sample_size": (2, 3)}
+        self.config, self.class_embedding = SimpleNamespace(**(shape | config)), None
+
+    def forward(self, x: Tensor, t: Tensor) -> Any:
+        self.calls += len(x)
+        return SimpleNamespace(sample=self.predict(x, t))
+
+
+def as_predicted(g: GaussianModel, prediction: str) -> UNetModel:
+    """The exact denoiser as a network that predicts eps, v or x_0."""
+
+    def predict(x: Tensor, t: Tensor) -> Tensor:
+        abar = g.alphas_cumprod[t].view(-1, 1, 1, 1)
+        eps, clean = g.noise(x, t), g.clean(x, t)
+        v = abar.sqrt() * eps - (1 - abar).sqrt() * clean
+        return {"epsilon": eps, "v_prediction": v, "sample": clean}[prediction]
+
+    return UNetModel(Network(predict).double(), g.alphas_cumprod, prediction)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("t", TIMES)
+def test_noise_and_clean_whatever_the_network_predicts(prediction: str, t: int) -> None:
+    g = gaussian()
+    p, x = as_predicted(g, prediction), torch.randn(4, *SHAPE, dtype=torch.float64)
+    torch.testing.assert_close(p.noise(x, t), g.noise(x, t), rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(p.clean(x, t), g.clean(x, t), rtol=1e-7, atol=1e-9)
+
+
+def test_the_comparison_sees_a_wrong_prediction_type() -> None:
+    g, x = gaussian(), torch.randn(4, *SHAPE, dtype=torch.float64)
+    p = as_predicted(g, "v_prediction")
+    p.prediction = "epsilon"
+    assert (p.noise(x, 300) - g.noise(x, 300)).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("t", TIMES)
+def test_gaussian_posterior_mean_solves_the_normal_equations(t: int) -> None:
+    """E[x_0 | x_t] = m + sqrt(a) S (a S + (1 - a) I)^-1 (x - sqrt(a) m), by a linear solve."""
+    g, x = gaussian(), torch.randn(4, *SHAPE, dtype=torch.float64)
+    a, m = g.alphas_cumprod[t], g.mean.flatten()
+    S = g.axes * g.variances @ g.axes.T
+    away = (x.flatten(1) - a.sqrt() * m).T
+    exact = m + (a.sqrt() * S @ torch.linalg.solve(a * S + (1 - a) * torch.eye(6), away)).T
+    torch.testing.assert_close(g.clean(x, t).flatten(1), exact)
+    eps = (x.flatten(1) - a.sqrt() * exact) / (1 - a).sqrt()
+    torch.testing.assert_close(g.noise(x, t).flatten(1), eps)
+    torch.testing.assert_close(Model.clean(g, x, t).flatten(1), exact, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("t", TIMES)
+def test_gaussian_jacobian_is_the_posterior_covariance(t: int) -> None:
+    """J = sqrt(a) / (1 - a) Cov[x_0 | x_t], Cov^-1 = S^-1 + a / (1 - a) I: same axes at every t."""
+    g, x = gaussian(), torch.randn(1, *SHAPE, dtype=torch.float64)
+    a = g.alphas_cumprod[t]
+    S = g.axes * g.variances @ g.axes.T
+    cov = torch.linalg.inv(torch.linalg.inv(S) + a / (1 - a) * torch.eye(6))
+    J = jacobian(lambda x: g.clean(x, t), x).dense()
+    torch.testing.assert_close(J, a.sqrt() / (1 - a) * cov)
+    torch.testing.assert_close(J @ g.axes, g.axes * (a.sqrt() / (1 - a) * (g.axes.T @ cov @ g.axes)
+                                                     .diagonal()))  # fmt: skip
+
+
+@pytest.mark.parametrize("model", ["gaussian", "unet"])
+def test_one_time_each_or_one_for_all(model: str, tiny_unet: Any) -> None:
+    unet = UNetModel(tiny_unet, linear_schedule(), "v_prediction")
+    p: Model = unet if model == "unet" else gaussian(torch.float32)
+    x, t = torch.randn(3, *p.shape), torch.tensor([0, 500, 999])
+    each = torch.cat([p.noise(x[i : i + 1], int(t[i])) for i in range(3)])
+    torch.testing.assert_close(p.noise(x, t), each, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(p.noise(x, torch.tensor([500])), p.noise(x, 500))
+    torch.testing.assert_close(p.noise(x, torch.tensor(500)), p.noise(x, 500))
+
+
+def test_linear_schedule_is_the_scheduler_s() -> None:
+    from diffusers import DDPMScheduler
+
+    abar = DDPMScheduler().alphas_cumprod.double()
+    torch.testing.assert_close(linear_schedule(), abar, rtol=2e-5, atol=0)
+
+
+def test_a_network_is_frozen_and_prepared_once(tiny_unet: Any) -> None:
+    tiny_unet.train().requires_grad_(True)
+    for _ in range(2):
+        p = UNetModel(tiny_unet, linear_schedule())
+    assert not tiny_unet.training and not any(w.requires_grad for w in tiny_unet.parameters())
+    norms = [m for m in tiny_unet.modules() if isinstance(m, nn.GroupNorm)]
+    assert norms and all(len(m._forward_pre_hooks) == 1 for m in norms)
+    eps = p.noise(torch.randn(2, *p.shape), 5)
+    assert eps.is_contiguous() and not eps.requires_grad
+
+
+def test_preparing_changes_no_value(tiny_unet: Any) -> None:
+    plain, x = copy.deepcopy(tiny_unet), torch.randn(2, 3, 16, 16)
+    p = UNetModel(tiny_unet, linear_schedule())
+    torch.testing.assert_close(p.noise(x, 77), plain(x, 77).sample, rtol=1e-4, atol=1e-5)
+
+
+def test_inference_mode_and_no_grad(tiny_unet: Any) -> None:
+    p, x = UNetModel(tiny_unet, linear_schedule()), torch.randn(1, 3, 16, 16)
+    expected = p.noise(x, 7)
+    with torch.inference_mode():
+        assert torch.equal(p.noise(x, 7), expected)
+    with torch.no_grad():
+        assert torch.equal(p.noise(x, 7), expected)
+
+
+def wrong_x() -> dict[str, tuple[Any, str]]:
+    x = torch.zeros(2, 3, 16, 16)
+    return {
+        "no batch": (x[0], r"got \(3, 16, 16\): one item is x_t\[None\]"),
+        "size": (x[..., :8], r"tensor \(B, 3, 16, 16\), got \(2, 3, 16, 8\)"),
+        "empty": (x[:0], r"got \(0, 3, 16, 16\)"),
+        "list": ([1.0], "got list"),
+        "bytes": (x.byte(), r"torch.uint8.*/ 127.5 - 1"),
+        "double": (x.double(), r"torch.float64.*x_t.float\(\)"),
+        "device": (x.to("meta"), r"on meta.*p.device"),
+        "nan": (x / 0, "NaN or infinity"),
+    }
+
+
+@pytest.mark.parametrize("case", wrong_x())
+def test_bad_x_is_refused(case: str, tiny_unet: Any) -> None:
+    x, message = wrong_x()[case]
+    with pytest.raises(ValueError, match=message):
+        UNetModel(tiny_unet, linear_schedule()).noise(x, 5)
+
+
+@pytest.mark.parametrize("t", [-1, 1000, 5.0, "5", None, torch.tensor([1, 2, 3]),
+                               torch.tensor([5.0, 5.0]), torch.tensor([3, 1000])])  # fmt: skip
+def test_bad_t_is_refused(t: Any, tiny_unet: Any) -> None:
+    p = UNetModel(tiny_unet, linear_schedule())
+    with pytest.raises(ValueError, match=r"^t "):
+        p.noise(torch.zeros(2, *p.shape), t)
+
+
+def test_images_and_prompts(tiny_unet: Any) -> None:
+    p, x = UNetModel(tiny_unet, linear_schedule()), torch.rand(2, 3, 16, 16) * 2 - 1
+    assert p.encode(x) is x and p.decode(x) is x
+    with pytest.raises(ValueError, match=r"in \[-1, 1\], got values from .*127.5 - 1"):
+        p.encode((x + 1) * 127.5)
+    with pytest.raises(ValueError, match="takes no prompt"):
+        p.prompted("a smiling man")
+
+
+def test_networks_and_covariances_of_another_kind_are_refused() -> None:
+    for config, message in (
+        ({"out_channels": 2}, "as many channels out as in"),
+        ({"sample_size": None}, "no sample_size"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            UNetModel(Network(torch.add, **config), linear_schedule())
+    with pytest.raises(ValueError, match="prediction is one of"):
+        UNetModel(Network(torch.add), linear_schedule(), "score")
+    eye = torch.eye(2)
+    for cov, message in (
+        (torch.eye(3), r"symmetric \(2, 2\)"),
+        (torch.tensor([[1.0, 0.5], [0.0, 1.0]]), "symmetric"),
+        (eye * torch.nan, "finite"),
+        (torch.diag(torch.tensor([1.0, -1.0])), "negative eigenvalue"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            GaussianModel(torch.zeros(2), cov)
+
+
+def test_chunks_halve_when_memory_is_short_and_keep_their_order() -> None:
+    p, seen = gaussian(), []
+    p.batch = 8
+    x = torch.arange(11.0)
+
+    def f(part: Tensor, rows: slice) -> Tensor:
+        if len(part) > 2:
+            raise torch.OutOfMemoryError
+        seen.append(rows)
+        return part + torch.arange(11.0)[rows]
+
+    assert torch.equal(p.chunked(x, f), 2 * x) and p.batch == 2
+    assert sum(rows.stop - rows.start for rows in seen) == 11
+    with pytest.raises(torch.OutOfMemoryError):
+        p.chunked(x, lambda part, rows: f(torch.zeros(3), rows))
