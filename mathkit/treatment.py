@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -169,9 +170,10 @@ def candidates(p: Model, case: Cases, row: Row, g: LinearMap, inside: LinearMap)
     return V
 
 
-def gaussian(case: Cases, k: int = 1) -> Tensor:
-    """k random unit vectors of x_t's shape, the same for the same (seed, index)."""
-    draw = torch.Generator().manual_seed(case.seed * 1_000_003 + case.index[0])
+def gaussian(case: Cases, k: int = 1, stream: int = 0) -> Tensor:
+    """k random unit vectors of x_t's shape, the same for the same (seed, index, stream)."""
+    mixed = np.random.SeedSequence([case.seed, case.index[0], stream]).generate_state(1)[0]
+    draw = torch.Generator().manual_seed(int(mixed))
     v = torch.randn(k, *case.xt.shape[1:], generator=draw).to(case.xt)
     return v / v.flatten(1).norm(dim=1)[:, None, None, None]
 
@@ -197,7 +199,7 @@ def renoised(p: Model, case: Cases, strength: float) -> Tensor:
     abar = float(p.alphas_cumprod[case.t])
     old = case.xt - abar**0.5 * case.x0
     size = old.flatten(1).norm(dim=1)[:, None, None, None]
-    fresh = gaussian(case) * size
+    fresh = gaussian(case, stream=1) * size
     chord = strength * case.xt.flatten(1).norm(dim=1)[:, None, None, None] / size
     angle = 2 * torch.asin((chord / 2).clamp(max=0.5**0.5))
     return abar**0.5 * case.x0 + angle.cos() * old + angle.sin() * fresh

@@ -1,0 +1,121 @@
+"""Measured results: jobs resume, tables carry their provenance, and the cards measure the truth."""
+
+import json
+
+import pytest
+import torch
+
+from mathkit import analysis, models, puppets, results, weights
+
+
+@pytest.fixture
+def scratch(monkeypatch, tmp_path):
+    monkeypatch.setattr(results, "SCRATCH", tmp_path / "scratch")
+    monkeypatch.setattr(weights, "clone", lambda: tmp_path / "data")
+    weights.write_manifest(tmp_path / "data", [])
+    monkeypatch.setenv("MATHKIT_DATA", str(tmp_path / "data"))
+    return tmp_path
+
+
+def test_a_job_that_is_stopped_does_only_what_is_missing(scratch):
+    done = []
+
+    def work(item):
+        if item == 3 and len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(item)
+        return [item, item**2]
+
+    with pytest.raises(KeyboardInterrupt):
+        results.job("squares", [1, 2, 3, 4], work)
+    done.append(None)
+    answers = results.job("squares", [1, 2, 3, 4], work)
+    assert [a["rows"] for a in answers] == [[1, 1], [2, 4], [3, 9], [4, 16]]
+    assert done == [1, 2, None, 3, 4]
+
+
+def test_a_published_table_says_where_it_comes_from_and_is_found_again(scratch):
+    answers = results.job("squares", [1, 2], lambda i: i)
+    results.publish("squares", {"rows": [1, 2]}, answers)
+    table = results.stored("squares")
+    assert table["rows"] == [1, 2] and table["command"].endswith("results squares")
+    assert set(table) >= {"weights", "torch", "python", "seconds"}
+
+
+def test_a_table_of_other_weights_is_refused(scratch):
+    results.publish("squares", {"rows": []}, [])
+    path = scratch / "data" / "results" / "squares.json"
+    table = json.loads(path.read_text()) | {"weights": "0" * 64}
+    path.write_text(json.dumps(table))
+    with pytest.raises(ValueError, match="make results"):
+        results.stored("squares")
+
+
+def test_what_is_not_there_says_how_to_make_it(scratch):
+    with pytest.raises(FileNotFoundError, match="make results"):
+        results.stored("nothing")
+    with pytest.raises(FileNotFoundError, match="results settings"):
+        results.settings()
+    with pytest.raises(ValueError, match="no job is called 'dreams'.*alice"):
+        results.results(["dreams"])
+
+
+def test_other_weights_begin_a_job_anew(scratch, monkeypatch):
+    results.job("squares", [1], lambda i: "old")
+    monkeypatch.setattr(results, "fingerprint", lambda: "f" * 64)
+    assert results.job("squares", [1], lambda i: "new")[0]["rows"] == "new"
+
+
+def test_the_sample_card_of_the_show_itself_meets_the_bar():
+    q = puppets.sample_factors(4000, 3)
+    card = analysis.factor_card(q[:, :11].tolist())
+    assert card["ks_worst"] < 0.03 and card["correlation"] < 0.06
+    assert 0.05 < card["light_tie"] < 0.2
+    assert card["strangers"].startswith(f"{int(q[:, 10].sum())} of 4000")
+
+
+def test_the_sample_card_notices_a_skewed_factor_and_a_tie():
+    """Planted: a squared factor, and two factors that move together."""
+    q = puppets.sample_factors(2000, 3)[:, :11]
+    q[:, 2] = q[:, 2] ** 2
+    q[:, 5] = q[:, 4]
+    card = analysis.factor_card(q.tolist())
+    assert card["ks"]["eye_size"] > 0.2 and card["correlation"] > 0.99
+
+
+class Exact(models.Model):
+    """The show's own denoiser, differentiable: the mean over a small bank."""
+
+    def __init__(self, truth, skew=0.0):
+        super().__init__(
+            truth.shape, models.linear_schedule(1000), torch.device("cpu"), torch.float32
+        )
+        self.bank, self.skew = truth.bank.float(), skew
+
+    def clean(self, x, t):
+        s, n = self.scales(x, t)
+        gap = (x.flatten(1)[:, None] - s.flatten(1)[:, None] * self.bank).square().sum(-1)
+        w = torch.softmax(-gap / (2 * n.flatten(1) ** 2), 1)
+        answer = (w @ self.bank).reshape(x.shape)
+        return answer + self.skew * answer.flip(2)
+
+
+@pytest.mark.parametrize(("skew", "fine"), [(0.0, True), (0.5, False)])
+def test_the_derivative_card_of_an_exact_denoiser_is_perfect_and_of_a_skewed_one_is_not(skew, fine):
+    truth = puppets.Posterior(count=60, seed=1)
+    row = analysis.derivative_row(Exact(truth, skew), truth, frame=0, t=700, k=3)
+    assert (row["asymmetry"] < 0.02) == fine
+    assert (row["error"] < 0.02) == fine
+    assert (row["overlap"] > 0.99) == fine
+    if fine:
+        assert row["gain"] == pytest.approx(row["exact"], rel=0.02)
+    card = analysis.derivative_card([row])
+    assert card["t = 700"]["asymmetry"] == row["asymmetry"]
+
+
+def test_overlap_is_one_for_equal_spans_and_small_by_chance():
+    v = torch.linalg.qr(torch.randn(200, 4)).Q.T
+    turned = torch.linalg.qr(torch.randn(4, 4)).Q @ v
+    assert analysis.overlap(v, turned) == pytest.approx(1.0, abs=1e-5)
+    other = torch.linalg.qr(torch.randn(200, 4)).Q.T
+    assert analysis.overlap(v, other) < 0.15

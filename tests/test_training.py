@@ -1,0 +1,148 @@
+"""Training: the target is the right one, and a run that stops continues to the same weights."""
+
+import pytest
+import torch
+from torch import nn
+
+from mathkit import puppets, training, weights
+from mathkit.puppets import FACTORS, STRANGER
+
+
+class Answer(nn.Module):
+    """Keeps what it was asked and answers with a scaled copy of x_t."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(0.5))
+        self.asked = []
+
+    def forward(self, x, t):
+        self.asked.append((x.detach().clone(), t.clone()))
+        return type("Output", (), {"sample": self.gain * x})
+
+
+def draw(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_the_loss_is_the_distance_to_v_of_a_noised_frame():
+    net = Answer()
+    loss = training.denoiser_loss(net, 3, draw(), batch=8)
+    (xt, t), abar = net.asked[0], training.alphas_cumprod()
+    x0 = puppets.render(training.show(3, 8, seed=1))
+    a = abar[t].float()[:, None, None, None]
+    e = (xt - a.sqrt() * x0) / (1 - a).sqrt()
+    assert abs(e.mean()) < 0.02 and abs(e.std() - 1) < 0.02
+    v = a.sqrt() * e - (1 - a).sqrt() * x0
+    assert torch.allclose(loss, (0.5 * xt - v).square().mean(), rtol=2e-2)
+    assert torch.allclose(a.sqrt() * xt - (1 - a).sqrt() * v, x0, atol=1e-4)
+
+
+def test_times_cover_the_schedule_evenly():
+    net = Answer()
+    for step in range(30):
+        training.denoiser_loss(net, step, draw(step), batch=8)
+    t = torch.cat([t for _, t in net.asked]).sort().values
+    assert t.min() >= 0 and t.max() <= 999
+    assert (t - torch.arange(240) * 1000 / 240).abs().max() < 100
+
+
+def test_the_schedule_is_the_linear_one_of_diffusers():
+    from diffusers import DDPMScheduler
+
+    theirs = DDPMScheduler(num_train_timesteps=1000).alphas_cumprod
+    assert torch.allclose(training.alphas_cumprod().float(), theirs, rtol=1e-4)
+
+
+def test_training_frames_never_repeat_and_leave_the_other_seeds_alone():
+    a, b = training.show(0, 4, seed=1), training.show(1, 4, seed=1)
+    assert not torch.equal(a, b) and torch.equal(a, training.show(0, 4, seed=1))
+    assert not torch.equal(a, training.show(0, 4, seed=0))
+
+
+def test_the_simple_show_moves_four_factors_alone():
+    q = training.show(0, 50, seed=2, simple=True)
+    moving = {FACTORS[i] for i in range(13) if q[:, i].unique().numel() > 1}
+    assert moving == set(training.SIMPLE) and not q[:, STRANGER].any()
+
+
+def test_spoilt_images_stay_images():
+    images = puppets.render(puppets.sample_factors(32, 0))
+    spoilt = training.spoil(images, draw())
+    assert spoilt.shape == images.shape and spoilt.abs().max() <= 1
+    assert 0.01 < (spoilt - images).abs().mean() < 0.15
+
+
+def test_the_rate_warms_up_and_falls_to_a_twentieth():
+    rates = [training.learning_rate(s, 1000, 2.0) for s in range(1000)]
+    assert rates[0] == pytest.approx(2.0 / 200) and max(rates) > 1.8
+    assert rates[-1] == pytest.approx(0.1, rel=0.01)
+    assert all(b <= a for a, b in zip(rates[200:], rates[201:], strict=False))
+
+
+@pytest.fixture
+def tiny(monkeypatch, tmp_path):
+    monkeypatch.setattr(training, "RUNS", tmp_path)
+
+    def run(name, steps):
+        torch.manual_seed(0)
+        net = nn.Linear(6, 6)
+
+        def loss(net, batch, draw):
+            x = torch.randn(16, 6, generator=draw)
+            return (net(x) - x.flip(1)).square().mean()
+
+        return training.fit(net, loss, name, steps, 1e-2, every=5)
+
+    return run
+
+
+def test_a_run_that_stops_continues_to_the_same_weights(tiny):
+    whole = tiny("whole", 20)
+    tiny("parts", 10)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "learning_rate", lambda s, n, r: r)
+        tiny("constant", 10)
+        constant = tiny("constant", 20)
+        at_once = tiny("at once", 20)
+    assert torch.equal(constant.weight, at_once.weight)
+    assert not torch.equal(constant.weight, whole.weight)
+
+
+def test_training_lowers_the_loss_and_a_finished_run_does_nothing_more(tiny):
+    early, late = tiny("run", 5), tiny("run", 300)
+    x = torch.randn(100, 6, generator=draw(9))
+
+    def error(net):
+        return (net(x) - x.flip(1)).square().mean()
+
+    assert error(late) < 0.5 * error(early)
+    assert torch.equal(late.weight, tiny("run", 300).weight)
+
+
+def test_shipping_before_training_says_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setattr(training, "RUNS", tmp_path)
+    with pytest.raises(FileNotFoundError, match="make patient"):
+        training.ship()
+
+
+def test_a_shipped_network_loads_as_the_one_that_was_trained(monkeypatch, tmp_path):
+    monkeypatch.setattr(training, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(training, "UNET", training.UNET | {"block_out_channels": (16, 16, 16, 32)})
+    monkeypatch.setattr(weights, "clone", lambda: tmp_path / "data")
+    net = training.make_unet()
+    state = {"mean": net.state_dict(), "step": 3}
+    (tmp_path / "runs" / "alice").mkdir(parents=True)
+    torch.save(state, tmp_path / "runs" / "alice" / "state.pt")
+    training.ship()
+    monkeypatch.setenv("MATHKIT_DATA", str(tmp_path / "data"))
+    from mathkit import load_model
+
+    p = load_model("alice", device="cpu")
+    assert p.shape == (3, 64, 64)
+    x = torch.randn(1, 3, 64, 64, generator=draw())
+    with torch.no_grad():
+        v = net(x, torch.tensor([500])).sample
+    abar = training.alphas_cumprod()[500].float()
+    expected = abar.sqrt() * v + (1 - abar).sqrt() * x
+    assert torch.allclose(p.noise(x, 500), expected, atol=2e-2)

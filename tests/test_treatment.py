@@ -1,0 +1,207 @@
+"""The treatment: regions, doses, signs and outcomes against cases whose truth is known."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from mathkit import models, puppets, treatment
+from mathkit.puppets import STRANGER
+from mathkit.treatment import Cases, Row
+
+LIMIT, UNRELATED = 0.08, 0.25
+
+
+@pytest.fixture(scope="module")
+def ill():
+    """Three ill frames of the show, with their true counterfactual and a made-up x_t."""
+    q = puppets.sample_factors(3, seed=90, stranger=1)
+    x0, cure = puppets.render(q), puppets.counterfactual(q)
+    xt = torch.randn(x0.shape, generator=torch.Generator().manual_seed(1))
+    distance = torch.zeros(3)
+    return Cases(5, [0, 1, 2], 10, 2, xt, x0, q, distance, cure, treatment.region(cure))
+
+
+class Known(models.Model):
+    """A model with E[x_0 | x_t] = M x_t for a rank-2 M = 3 a a^T + 2 b b^T, at every t."""
+
+    def __init__(self, a, b):
+        super().__init__(a.shape[1:], models.linear_schedule(20), a.device, a.dtype)
+        self.a, self.b = a, b
+
+    def clean(self, x, t):
+        def part(s, v):
+            return s * (x * v).sum((1, 2, 3))[:, None, None, None] * v
+
+        return part(3.0, self.a) + part(2.0, self.b)
+
+    def noise(self, x, t):
+        s, n = self.scales(x, t)
+        return (x - s * self.clean(x, t)) / n
+
+
+def unit(x):
+    return x / x.flatten(1).norm(dim=1)[:, None, None, None]
+
+
+@pytest.fixture(scope="module")
+def known(ill):
+    inside = ill.region[:1, None].expand(1, 3, 64, 64)
+    return Known(unit(inside * ill.cure[:1]), unit((1 - inside) * ill.x0[:1]))
+
+
+def test_the_region_is_the_dilated_change():
+    from scipy.ndimage import binary_dilation
+
+    q = puppets.sample_factors(2, 7, stranger=1)
+    cure = puppets.counterfactual(q)
+    found = treatment.region(cure)
+    for i in range(2):
+        spot = cure[i].abs().amax(0).numpy() > 0.05
+        assert np.array_equal(found[i].numpy() > 0, binary_dilation(spot, np.ones((5, 5))))
+    assert not treatment.region(torch.zeros(1, 3, 64, 64)).any()
+
+
+def test_the_true_cure_is_cured_without_side_effect(ill):
+    marks = treatment.judge(ill, ill.x0 + ill.cure, LIMIT, UNRELATED)
+    assert marks["outcome"].tolist() == [1, 1, 1]
+    assert marks["side"].max() < 1e-6 and marks["error"].max() < 1e-6 and marks["left"].max() < 1e-6
+    assert marks["factor"].max() < 0.02
+
+
+def test_doing_nothing_is_ill_and_does_no_damage(ill):
+    marks = treatment.judge(ill, ill.x0, LIMIT, UNRELATED)
+    assert marks["outcome"].tolist() == [0, 0, 0]
+    assert marks["side"].max() == 0 and marks["outside"].max() == 0
+    assert torch.allclose(marks["left"], torch.ones(3))
+    expected = ill.cure.abs().mean((1, 2, 3)) / UNRELATED
+    assert torch.allclose(marks["error"], expected)
+
+
+def test_half_a_cure_is_no_damage_and_no_cure(ill):
+    marks = treatment.judge(ill, ill.x0 + 0.4 * ill.cure, LIMIT, UNRELATED)
+    assert (marks["outcome"] != 1).all() and marks["side"].max() < 1e-6
+
+
+def test_painting_over_everything_is_destroyed(ill):
+    noise = torch.rand(ill.x0.shape, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    marks = treatment.judge(ill, noise, LIMIT, UNRELATED)
+    assert marks["outcome"].tolist() == [2, 2, 2]
+    assert marks["side"].min() > 0.5
+
+
+def test_another_puppet_is_no_cure_of_this_one_and_costs_about_one(ill):
+    """Planted failure: a healthy frame alone must not count as cured."""
+    other = puppets.render(puppets.sample_factors(3, 123, stranger=0))
+    marks = treatment.judge(ill, other, LIMIT, UNRELATED)
+    assert (marks["p"] < 0.5).all() and marks["side"].mean() > 0.5
+    assert marks["worst"].min() > 0.1
+
+
+def test_damage_inside_the_region_counts(ill):
+    white = torch.where(ill.region[:, None] > 0, torch.ones(1), ill.x0)
+    marks = treatment.judge(ill, white, LIMIT, UNRELATED)
+    assert marks["outside"].max() == 0 and marks["side"].min() > 0.1
+
+
+@pytest.mark.parametrize("target", [0.02, 0.05, 0.15, 0.3])
+def test_the_dose_is_linear_between_measurements(target):
+    strengths, effects = [0.1, 0.2, 0.4], [0.03, 0.10, 0.40]
+    expected = np.interp(target, [0, *effects], [0, *strengths])
+    assert treatment.dose(strengths, effects, target) == pytest.approx(expected)
+
+
+def test_a_dose_that_is_never_reached_is_the_largest():
+    assert treatment.dose([0.1, 0.2], [0.01, 0.02], 0.15) == 0.2
+
+
+def test_random_directions_are_of_length_one_and_differ_between_cases_and_streams(ill):
+    a, b = treatment.gaussian(ill[0], 4), treatment.gaussian(ill[1], 4)
+    assert torch.allclose(a.flatten(1).norm(dim=1), torch.ones(4), atol=1e-5)
+    gram = torch.cat([a, b, treatment.gaussian(ill[0], 4, stream=1)]).flatten(1)
+    assert ((gram @ gram.T) - torch.eye(12)).abs().max() < 0.05
+    assert torch.equal(a, treatment.gaussian(ill[0], 4))
+
+
+def test_fresh_noise_takes_the_step_it_is_told_and_keeps_the_picture(ill):
+    p = Known(unit(ill.x0[:1]), unit(ill.x0[1:2]))
+    case = ill[0]
+    for strength in (0.05, 0.3):
+        moved = treatment.renoised(p, case, strength)
+        assert (moved - case.xt).norm() / case.xt.norm() == pytest.approx(strength, rel=0.03)
+    assert torch.allclose(treatment.renoised(p, case, 0.0), case.xt, atol=1e-5)
+
+
+def test_the_masked_direction_is_the_models_own_and_points_towards_the_average(ill, known):
+    average = known.clean(ill.xt[:1], 10) + known.a
+    row = Row("masked", "mean", masked=True, supervision="region")
+    v = treatment.direction(known, ill[0], row, average)
+    assert (v * known.a).sum() == pytest.approx(1.0, abs=1e-4)
+    back = treatment.direction(known, ill[0], row, known.clean(ill.xt[:1], 10) - known.a)
+    assert torch.allclose(back, -v, atol=1e-4)
+
+
+def test_the_index_rule_takes_the_direction_that_acts_in_the_region(ill, known):
+    """Unmasked, b (outside the region) is second; with a weaker a it would be first."""
+    weak = Known(known.b, known.a)  # 3 b b^T + 2 a a^T: the first direction acts outside
+    average = weak.clean(ill.xt[:1], 10) + known.a
+    first = treatment.direction(weak, ill[0], Row("mean", "mean"), average)
+    assert abs((first * known.b).sum()) > 0.999
+    best = treatment.direction(
+        weak, ill[0], Row("mean", "mean", among=2, supervision="region"), average
+    )
+    assert abs((best * known.a).sum()) > 0.999
+
+
+def test_the_projection_removes_what_the_rest_sees(ill):
+    """Two overlapping directions: the masked one loses its part along the rest's."""
+    inside = ill.region[:1, None].expand(1, 3, 64, 64)
+    a, b = unit(inside * ill.cure[:1]), unit((1 - inside) * ill.x0[:1])
+
+    class Mixed(Known):
+        def clean(self, x, t):
+            along = 0.8 * self.a + 0.6 * self.b
+            seen = (x * along).sum((1, 2, 3))[:, None, None, None]
+            rest = (x * self.b).sum((1, 2, 3))[:, None, None, None]
+            return seen * self.a + 4 * rest * self.b
+
+    p = Mixed(a, b)
+    average = p.clean(ill.xt[:1], 10) + a
+    masked = Row("m", "mean", masked=True, supervision="region")
+    plain = treatment.direction(p, ill[0], masked, average)
+    assert (plain * (0.8 * a + 0.6 * b)).sum() == pytest.approx(1.0, abs=1e-3)
+    projected = treatment.direction(p, ill[0], dataclasses.replace(masked, rest=1), average)
+    assert (projected * a).sum() == pytest.approx(1.0, abs=1e-3)
+    assert (projected * b).sum() == pytest.approx(0.0, abs=1e-3)
+
+
+def test_a_sweep_gives_one_record_a_row_and_strength(ill, known):
+    rows = [Row("random", "random"), Row("noise", "noise")]
+    average = ill.x0[:1]
+    records = treatment.sweep(
+        known, ill[1], rows, lambda row: (0.05, 0.1), LIMIT, UNRELATED, average
+    )
+    assert [(r["row"], r["strength"]) for r in records] == [
+        ("random", 0.05), ("random", 0.1), ("noise", 0.05), ("noise", 0.1)
+    ]  # fmt: skip
+    assert all(r["index"] == 1 and r["outcome"] in (0, 1, 2) for r in records)
+
+
+def test_the_trajectory_is_the_samples_own(tiny_unet):
+    from mathkit.diffusion import denoise, sample, timesteps
+
+    p = models.UNetModel(tiny_unet, models.linear_schedule(1000), "v_prediction")
+    t = timesteps(p, 999, 5)[2]
+    xt = treatment.trajectory(p, 3, [0, 4], t, steps=5)
+    whole = sample(p, seed=3, index=[0, 4], steps=5)
+    assert torch.allclose(denoise(p, xt, t, 3), whole, atol=1e-4)
+    with pytest.raises(ValueError, match="no time of the grid"):
+        treatment.trajectory(p, 3, [0], t + 1, steps=5)
+
+
+def test_a_case_of_a_batch_is_the_case_alone(ill):
+    one = ill[2]
+    assert len(one) == 1 and one.index == [2] and torch.equal(one.x0, ill.x0[2:])
+    assert len(treatment._repeat(one, 4)) == 4
+    assert (ill.q[:, STRANGER] == 1).all()
