@@ -106,7 +106,7 @@ def test_the_derivative_card_of_an_exact_denoiser_is_perfect_and_of_a_skewed_one
     row = analysis.derivative_row(Exact(truth, skew), truth, frame=0, t=700, k=3)
     assert (row["asymmetry"] < 0.02) == fine
     assert (row["error"] < 0.02) == fine
-    assert (row["overlap"] > 0.99) == fine
+    assert row["overlap"] > 0.99  # what is skewed afterwards keeps its right singular vectors
     if fine:
         assert row["gain"] == pytest.approx(row["exact"], rel=0.02)
     card = analysis.derivative_card([row])
