@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -25,7 +24,7 @@ class Edit(Protocol):
 
     def active(self, t: int) -> bool: ...
 
-    def __call__(self, p: Model, x: Tensor, t: int, rows: slice) -> Tensor: ...
+    def __call__(self, p: Model, x: Tensor, t: int) -> Tensor: ...
 
 
 def timesteps(p: Model, t: int, steps: int) -> list[int]:
@@ -160,14 +159,8 @@ def _step(
     p: Model, x: Tensor, now: int, then: int, eta: float, z: Tensor | None, edit: Edit | None
 ) -> Tensor:
     eps = p.chunked(x, lambda part, rows: p.noise(part, now))
-    edited = None
-    if edit is not None and edit.active(now):
-        edited = p.chunked(x, partial(_edited, p, edit, now))
+    edited = edit(p, x, now) if edit is not None and edit.active(now) else None
     return ddim_step(x, eps, _abar(p, now), _abar(p, then), eta, z, edited)
-
-
-def _edited(p: Model, edit: Edit, t: int, x: Tensor, rows: slice) -> Tensor:
-    return edit(p, x, t, rows)
 
 
 def _abar(p: Model, t: int) -> float:

@@ -159,21 +159,28 @@ class Injection:
     def active(self, t: int) -> bool:
         return self.t_to <= t <= self.t_from
 
-    def __call__(self, p: Any, x: Tensor, t: int, rows: slice) -> Tensor:
-        """eps(x_t, t) with h + strength dh for h, for the rows `rows` of the batch."""
+    def __call__(self, p: Any, x: Tensor, t: int) -> Tensor:
+        """eps(x_t, t) with h + strength dh for h."""
         _watch(p)
-        with at_bottleneck(lambda h: h + self.strength * self._step(h, rows)):
-            return p.noise(x, t)
+        dh = self.dh
+        each = isinstance(dh, Tensor) and dh.ndim == x.ndim and len(dh) == len(x)
 
-    def _step(self, h: Tensor, rows: slice) -> Tensor:
-        if not isinstance(self.dh, Tensor):
-            return self.dh(h)
-        dh = self.dh[rows] if self.dh.ndim == h.ndim and len(self.dh) > 1 else self.dh
-        if dh.shape not in (h.shape, h.shape[1:], (1, *h.shape[1:])):
-            raise ValueError(
-                f"dh is {tuple(h.shape[1:])}, or one for each item, got {tuple(self.dh.shape)}"
-            )
-        return dh.to(h)
+        def edited(part: Tensor, rows: slice) -> Tensor:
+            step = dh[rows] if each and isinstance(dh, Tensor) else dh
+            with at_bottleneck(lambda h: h + self.strength * _step(step, h)):
+                return p.noise(part, t)
+
+        return p.chunked(x, edited)
+
+
+def _step(dh: Tensor | At, h: Tensor) -> Tensor:
+    if not isinstance(dh, Tensor):
+        return dh(h)
+    if dh.shape not in (h.shape, h.shape[1:]):
+        raise ValueError(
+            f"dh is {tuple(h.shape[1:])}, or one such for each item, got {tuple(dh.shape)}"
+        )
+    return dh.to(h)
 
 
 def inject(dh: Tensor | At, t_from: int, t_to: int, strength: float) -> Injection:

@@ -1,0 +1,365 @@
+"""The map x_t -> h under every transform, edits with the length they state, injection."""
+
+import threading
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.autograd.forward_ad as forward_ad
+from test_models import SHAPE, Network, gaussian
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import mathkit as mk
+from mathkit.diffusion import ddim_step
+from mathkit.hspace import at_bottleneck, kappa
+from mathkit.models import UNetModel, linear_schedule
+
+T = 600
+
+
+@pytest.fixture
+def p(tiny_unet: Any) -> UNetModel:
+    return UNetModel(tiny_unet, linear_schedule(), "v_prediction")
+
+
+@pytest.fixture
+def p64(tiny_unet_double: Any) -> UNetModel:
+    return UNetModel(tiny_unet_double, linear_schedule(), "v_prediction")
+
+
+def noise(p: Any, n: int = 1) -> Tensor:
+    return torch.randn(n, *p.shape, dtype=p.dtype)
+
+
+def test_encoder_is_the_middle_block_s_output(p: UNetModel, bottleneck: Any) -> None:
+    x = noise(p, 3)
+    h = mk.encoder(p, T)(x)
+    torch.testing.assert_close(h, bottleneck(p.unet, T)(x), rtol=1e-5, atol=1e-6)
+    assert h.shape == (3, 8, 2, 2) and h.is_contiguous() and not h.requires_grad
+    torch.testing.assert_close(mk.encoder(p, T, pool="sum")(x), h.sum((2, 3)))
+
+
+def test_the_decoder_never_runs_and_the_network_stays_whole(p: UNetModel) -> None:
+    x = noise(p)
+    before, ran = p.noise(x, T), []
+    watch = p.unet.up_blocks[0].register_forward_pre_hook(lambda *_: ran.append(1))
+    mk.encoder(p, T)(x)
+    assert not ran
+    assert torch.equal(p.noise(x, T), before) and len(ran) == 1
+    watch.remove()
+    for _ in range(3):
+        mk.encoder(p, T)(x)
+    assert len(p.unet.mid_block._forward_hooks) == 1
+
+
+def maps(p: UNetModel) -> dict[str, Callable[[Tensor], Tensor]]:
+    return {"h": mk.encoder(p, T), "pooled": mk.encoder(p, T, pool="sum"),
+            "mean": mk.posterior_mean(p, T)}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["h", "pooled", "mean"])
+def test_every_derivative_is_the_finite_difference(p64: UNetModel, name: str) -> None:
+    f, x, V, e = maps(p64)[name], noise(p64), noise(p64, 4)[:, None], 1e-5
+    exact = torch.stack([(f(x + e * v) - f(x - e * v)) / (2 * e) for v in V])
+    U = torch.randn_like(exact)
+
+    def same(Jv: Tensor) -> None:
+        torch.testing.assert_close(Jv, exact, rtol=1e-6, atol=1e-8)
+
+    with sdpa_kernel(SDPBackend.MATH):
+        same(torch.stack([torch.func.jvp(f, (x,), (v,))[1] for v in V]))
+        same(torch.vmap(lambda v: torch.func.jvp(f, (x,), (v,))[1])(V))
+        with torch.no_grad():
+            same(torch.stack([torch.func.jvp(f, (x,), (v,))[1] for v in V]))
+        with forward_ad.dual_level():
+            out = forward_ad.unpack_dual(f(forward_ad.make_dual(x, V[0])))
+            torch.testing.assert_close(out.tangent, exact[0], rtol=1e-6, atol=1e-8)
+        _, pull = torch.func.vjp(f, x)
+        (JTU,) = torch.vmap(pull)(U)
+    torch.testing.assert_close((JTU * V).flatten(1).sum(1), (U * exact).flatten(1).sum(1))
+    leaf = x.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(f(leaf), leaf, U[0])
+    torch.testing.assert_close(grad, JTU[0])
+    A = mk.jacobian(f, x)
+    same(A.push(V[:, 0])[:, None])
+    torch.testing.assert_close(A.pull(U[:, 0]), JTU[:, 0])
+    mk.check_adjoint(A)
+
+
+@pytest.mark.slow
+def test_linearize() -> None:
+    """A network of one block: torch traces it for half a minute."""
+    from diffusers import UNet2DModel
+
+    kinds = {"down_block_types": ("AttnDownBlock2D",), "up_block_types": ("AttnUpBlock2D",)}
+    small = {"block_out_channels": (4,), "layers_per_block": 1, "norm_num_groups": 2}
+    unet = UNet2DModel(sample_size=4, attention_head_dim=4, **small, **kinds)
+    f = mk.encoder(UNetModel(unet, linear_schedule()), T)
+    x, v = torch.randn(2, 1, 3, 4, 4)
+    with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Attempted to insert a get_attr", UserWarning)
+        _, push = torch.func.linearize(f, x)
+    torch.testing.assert_close(push(v)[None, 0], mk.jacobian(f, x).push(v), rtol=1e-3, atol=1e-5)
+
+
+def test_items_of_a_batch_are_independent_also_under_vmap(p64: UNetModel) -> None:
+    f, x = mk.encoder(p64, T), noise(p64, 3)
+    one = torch.cat([f(item[None]) for item in x])
+    torch.testing.assert_close(f(x), one)
+    with sdpa_kernel(SDPBackend.MATH):
+        torch.testing.assert_close(torch.vmap(lambda item: f(item[None])[0])(x), one)
+
+
+def test_float32_agrees_with_float64(p: UNetModel, p64: UNetModel) -> None:
+    x, v = noise(p64), noise(p64)
+    J = mk.jacobian(mk.encoder(p, T), x.float()).push(v.float())
+    torch.testing.assert_close(
+        J.double(), mk.jacobian(mk.encoder(p64, T), x).push(v), rtol=1e-3, atol=1e-4
+    )
+
+
+def test_threads_do_not_meet_in_the_hook(p: UNetModel) -> None:
+    """While one thread is inside an edit of h, another runs the same network untouched."""
+    x, out = noise(p), []
+    plain = p.noise(x, T)
+    mk.encoder(p, T)(x)
+
+    def edited(h: Tensor) -> Tensor:
+        worker = threading.Thread(target=lambda: out.append(p.noise(x, T)))
+        worker.start(), worker.join()
+        return h + 1
+
+    with at_bottleneck(edited):
+        assert not torch.equal(p.noise(x, T), plain)
+    assert torch.equal(out[0], plain)
+
+
+def test_an_error_inside_leaves_no_edit_behind(p: UNetModel) -> None:
+    f, x = mk.encoder(p, T), noise(p)
+    plain = p.noise(x, T)
+    with pytest.raises(ValueError, match="x_t"):
+        f(x[0])
+    with pytest.raises(ZeroDivisionError), at_bottleneck(lambda h: h / (1 // 0)):
+        p.noise(x, T)
+    assert torch.equal(p.noise(x, T), plain)
+
+
+def test_encoder_refuses_what_it_cannot_take(p: UNetModel) -> None:
+    with pytest.raises(ValueError, match="GaussianModel has no bottleneck"):
+        mk.encoder(gaussian(), T)
+    p.unet.mid_block, middle = None, p.unet.mid_block
+    with pytest.raises(ValueError, match="has no bottleneck"):
+        mk.encoder(p, T)
+    p.unet.mid_block = middle
+    for call, message in (
+        (lambda: mk.encoder(p, 1000), "t runs from 0 to 999"),
+        (lambda: mk.encoder(p, T, pool="mean"), 'pool is None or "sum"'),
+        (lambda: mk.encoder(p, T)(noise(p) * torch.nan), "NaN"),
+        (lambda: mk.encoder(p, T)(noise(p).double()), "torch.float64"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def length(a: Tensor) -> Tensor:
+    """Norm of each item, the first two axes kept."""
+    return a.flatten(2).norm(dim=2)
+
+
+def reached(y: Tensor) -> Tensor:
+    """|y_i - x_t| / |x_t|, (steps + 1, B)."""
+    return length(y - y[:1]) / length(y[:1])
+
+
+@pytest.mark.parametrize("edit", [mk.move, mk.guide])
+@pytest.mark.parametrize("strength", [0.3, -0.3])
+@pytest.mark.parametrize("each", [False, True])
+def test_strength_is_the_signed_length_reached(
+    p64: UNetModel, edit: Any, strength: float, each: bool
+) -> None:
+    xt, v = noise(p64, 3), noise(p64, 3) * 7
+    v = v if each else v[0]
+    y = edit(p64, xt, T, v, strength, 5)
+    assert y.shape == (6, 3, *p64.shape) and torch.equal(y[0], xt) and not y.requires_grad
+    line = torch.linspace(0, 0.3, 6).double()[:, None].expand(6, 3)
+    torch.testing.assert_close(reached(y), line)
+    first = ((y[1] - xt) * v).flatten(1).sum(1)
+    assert (first * strength > 0).all()
+    assert torch.equal(edit(p64, xt, T, v, 0.0, 2)[2], xt)
+
+
+def test_the_check_of_lengths_sees_a_move_with_a_free_norm(p64: UNetModel) -> None:
+    xt, v = noise(p64, 2), noise(p64)
+    y = mk.move(p64, xt, T, v[0], 0.3, 5)
+    naive = xt + 0.3 * length(xt[None])[0].view(-1, 1, 1, 1) * v / v.norm()
+    torch.testing.assert_close(length(y), length(y[:1]).expand(6, 2))
+    assert (length(naive[None]) / length(xt[None]) - 1).abs().min() > 0.01
+
+
+def test_a_move_is_the_normalised_sum_of_some_size(p64: UNetModel) -> None:
+    """x <- |x| normalise(x + d v), iterated in tiny steps, passes through every point of `move`."""
+    xt, v = noise(p64), noise(p64)
+    y, r = mk.move(p64, xt, T, v[0], 0.5, 4), xt.norm()
+    x, path = xt, [xt]
+    for _ in range(700):
+        x = x + 1e-3 * r * v / v.norm()
+        path.append(r * x / x.norm())
+        x = path[-1]
+    for point in y[:, 0]:
+        assert min(float((point - q[0]).norm() / r) for q in path) < 1e-3
+
+
+def test_guidance_of_a_gaussian_goes_along_the_jacobian_of_eps() -> None:
+    g = gaussian()
+    xt, v = noise(g, 2), noise(g)[0]
+    J = mk.jacobian(lambda x: g.noise(x, T), xt[:1])
+    unit = v / v.norm()
+    Jv = J.push(unit[None])
+    y = mk.guide(g, xt, T, v, 0.2, 3)
+    moved = torch.nn.functional.normalize((y[-1] - xt).flatten(1), dim=1)
+    torch.testing.assert_close(moved, (Jv / Jv.norm()).flatten(1).expand(2, -1))
+    torch.testing.assert_close(kappa(g, xt, T, v), (Jv * unit).sum().expand(2))
+    gamma = 0.2 * xt[:1].norm() / Jv.norm()
+    published = xt[:1] + gamma * (g.noise(xt[:1] + unit, T) - g.noise(xt[:1], T))
+    torch.testing.assert_close(y[-1, :1], published)
+
+
+def test_guidance_goes_to_plus_v_also_where_kappa_is_negative() -> None:
+    p = UNetModel(Network(lambda x, t: -2 * x).double(), linear_schedule())
+    xt, v = noise(p, 2), noise(p)[0]
+    torch.testing.assert_close(kappa(p, xt, T, v), torch.full((2,), -2.0).double())
+    y = mk.guide(p, xt, T, v, 0.1, 2)
+    torch.testing.assert_close(reached(y)[-1], torch.full((2,), 0.1).double())
+    assert (((y[-1] - xt) * v).flatten(1).sum(1) > 0).all()
+
+
+def test_guidance_calls_the_network_twice_a_step() -> None:
+    network = Network(lambda x, t: 0.5 * x)
+    p = UNetModel(network, linear_schedule())
+    mk.guide(p, noise(p, 3), T, noise(p)[0], 0.1, 4)
+    assert network.calls == 2 * 3 * 4
+
+
+V = torch.ones(SHAPE)
+BAD_EDITS: dict[str, tuple[dict[str, Any], str]] = {
+    "no batch": ({"xt": V}, r"x_t\[None\]"),
+    "t": ({"t": 1000}, "t runs"),
+    "zero": ({"v": 0 * V}, "v is zero"),
+    "nan": ({"v": V * torch.nan}, "NaN"),
+    "shape": ({"v": V[..., :2]}, r"v is \(1, 2, 3\) or \(2, 1, 2, 3\), got \(1, 2, 2\)"),
+    "too many": ({"v": V.expand(3, *SHAPE)}, "v is"),
+    "no tensor": ({"v": [1.0]}, "got list"),
+    "strength": ({"strength": float("nan")}, "strength is a finite number"),
+    "steps": ({"steps": 0}, "steps >= 1"),
+}
+
+
+@pytest.mark.parametrize("edit", [mk.move, mk.guide])
+@pytest.mark.parametrize("case", BAD_EDITS)
+def test_bad_edits_are_refused(edit: Any, case: str) -> None:
+    p = UNetModel(Network(lambda x, t: 0.5 * x), linear_schedule())
+    good = {"xt": torch.randn(2, *SHAPE), "t": T, "v": V, "strength": 0.1, "steps": 2}
+    edit(p, **good)
+    changes, message = BAD_EDITS[case]
+    with pytest.raises(ValueError, match=message):
+        edit(p, **(good | changes))
+
+
+def test_edits_that_cannot_reach_their_length_are_refused() -> None:
+    p = UNetModel(Network(lambda x, t: 0 * x), linear_schedule())
+    xt = torch.randn(2, *SHAPE)
+    with pytest.raises(ValueError, match=r"strength\| <= 2"):
+        mk.move(p, xt, T, V, 2.1, 3)
+    with pytest.raises(ValueError, match="parallel to x_t"):
+        mk.move(p, xt, T, xt, 0.1, 3)
+    with pytest.raises(ValueError, match="eps does not change along v"):
+        mk.guide(p, xt, T, V, 0.1, 3)
+
+
+def test_an_injection_of_nothing_changes_nothing(p: UNetModel) -> None:
+    xt = noise(p, 2)
+    plain, nothing = mk.denoise(p, xt, 800, 5), mk.inject(torch.ones(8, 2, 2), 999, 0, 0.0)
+    assert torch.equal(mk.denoise(p, xt, 800, 5, h_edit=nothing), plain)
+    assert torch.equal(mk.denoise(p, xt, 800, 5), plain), "and none is left behind"
+
+
+def by_hand(
+    p: UNetModel, xt: Tensor, dh: Any, window: tuple[int, int], both: bool = False
+) -> Tensor:
+    """Asyrp written out: P_t from the edited network, D_t from the unedited one."""
+    x, grid = xt, mk.timesteps(p, 800, 5)
+    for now, then in zip(grid, [*grid[1:], -1], strict=True):
+        a = float(p.alphas_cumprod[now])
+        b = float(p.alphas_cumprod[then]) if then >= 0 else 1.0
+        eps = edited = p.noise(x, now)
+        if window[0] >= now >= window[1]:
+            middle = p.unet.mid_block.register_forward_hook(lambda m, i, h: h + dh(h))
+            edited = p.noise(x, now)
+            middle.remove()
+        clean = (x - (1 - a) ** 0.5 * edited) / a**0.5
+        x = b**0.5 * clean + (1 - b) ** 0.5 * (edited if both else eps)
+    return x
+
+
+@pytest.mark.parametrize("window", [(999, 0), (800, 400), (450, 100)])
+def test_injection_is_the_asymmetric_process(p64: UNetModel, window: tuple[int, int]) -> None:
+    xt, dh = noise(p64, 2), torch.randn(8, 2, 2, dtype=torch.float64)
+    y = mk.denoise(p64, xt, 800, 5, h_edit=mk.inject(dh, *window, 0.7))
+    torch.testing.assert_close(y, by_hand(p64, xt, lambda h: 0.7 * dh, window))
+    symmetric = by_hand(p64, xt, lambda h: 0.7 * dh, window, both=True)
+    assert (y - symmetric).abs().max() > 1e-4, "the comparison tells the two processes apart"
+
+
+def test_one_dh_for_each_item_in_chunks(p64: UNetModel) -> None:
+    xt, dh = noise(p64, 5), torch.randn(5, 8, 2, 2, dtype=torch.float64)
+    whole = mk.denoise(p64, xt, 800, 3, h_edit=mk.inject(dh, 999, 0, 0.5))
+    p64.batch = 2
+    torch.testing.assert_close(
+        mk.denoise(p64, xt, 800, 3, h_edit=mk.inject(dh, 999, 0, 0.5)), whole
+    )
+    alone = mk.denoise(p64, xt[3:4], 800, 3, h_edit=mk.inject(dh[3], 999, 0, 0.5))
+    torch.testing.assert_close(whole[3:4], alone)
+
+
+def test_scaling_a_channel_is_an_injection(p64: UNetModel) -> None:
+    xt, channel = noise(p64, 2), torch.zeros(8, 1, 1, dtype=torch.float64)
+    channel[3] = 1.0
+    y = mk.denoise(p64, xt, 800, 5, h_edit=mk.inject(lambda h: -h * channel, 999, 0, 1.0))
+    torch.testing.assert_close(y, by_hand(p64, xt, lambda h: -h * channel, (999, 0)))
+
+
+def test_injection_and_boosting_together(p64: UNetModel) -> None:
+    xt, h = noise(p64, 2), mk.inject(torch.ones(8, 2, 2), 999, 0, 0.1)
+    y = mk.denoise(p64, xt, 800, 5, boost_below=300, h_edit=h, seed=1)
+    assert y.isfinite().all() and not torch.equal(y, mk.denoise(p64, xt, 800, 5, h_edit=h))
+
+
+def test_bad_injections_are_refused(p: UNetModel) -> None:
+    dh, xt = torch.ones(8, 2, 2), noise(p, 2)
+    for call, message in (
+        (lambda: mk.inject(dh, 100, 200, 1.0), "time runs down"),
+        (lambda: mk.inject(dh * torch.nan, 200, 100, 1.0), "NaN"),
+        (lambda: mk.inject(dh, 200, 100, float("inf")), "finite"),
+        (lambda: mk.inject([1.0], 200, 100, 1.0), "tensor or a function"),
+        (lambda: mk.denoise(p, xt, 800, 5, h_edit=mk.inject(dh, 100, 90, 1)), "no step lies where"),
+        (lambda: mk.denoise(p, xt, 800, 5, h_edit=mk.inject(dh[:4], 999, 0, 1)),
+         r"dh is \(8, 2, 2\)"),
+        (lambda: mk.denoise(p, xt, 800, 5, h_edit=mk.inject(dh.expand(3, 8, 2, 2), 999, 0, 1)),
+         "one such for each item"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            call()
+    with pytest.raises(ValueError, match="no bottleneck"):
+        g = gaussian()
+        mk.denoise(g, noise(g), 800, 5, h_edit=mk.inject(dh, 999, 0, 1.0))
+
+
+def test_the_step_with_an_edited_eps_keeps_the_direction() -> None:
+    x, eps, edited = torch.randn(3, 1, *SHAPE)
+    y = ddim_step(x, eps, 0.3, 0.8, edited=edited)
+    torch.testing.assert_close(
+        y - ddim_step(x, eps, 0.3, 0.8), (0.8 * 0.7 / 0.3) ** 0.5 * (eps - edited)
+    )
