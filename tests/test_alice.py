@@ -1,0 +1,97 @@
+"""The shipped patient: her Jacobian's SVD against LAPACK, and the stored tables against her."""
+
+import random
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import mathkit as mk
+from mathkit import analysis, puppets, results, scores, treatment
+
+
+@pytest.fixture(scope="module")
+def p():
+    return mk.load_model("alice", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def frame():
+    return puppets.render(puppets.sample_factors(1, seed=61))
+
+
+def noised(p, x0, t, seed=0):
+    abar = float(p.alphas_cumprod[t])
+    e = torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed))
+    return abar**0.5 * x0 + (1 - abar) ** 0.5 * e
+
+
+@pytest.mark.parametrize("t", [900, 500, 100])
+def test_the_svd_of_her_pooled_encoder_is_lapacks(p, frame, t):
+    A = mk.jacobian(mk.encoder(p, t, pool="sum"), noised(p, frame, t))
+    J = A.dense().double()
+    assert J.shape == (128, 12288)
+    _, exact, vh = torch.linalg.svd(J, full_matrices=False)
+    r = mk.svd(A, 5, tol=1e-6)
+    assert torch.allclose(r.S.double(), exact[:5], rtol=1e-4)
+    cosines = (r.V.flatten(1).double() * vh[:5]).sum(1).abs()
+    sines = (r.V.flatten(1).double() - cosines[:, None] * vh[:5] * torch.sign(
+        (r.V.flatten(1).double() * vh[:5]).sum(1))[:, None]).norm(dim=1)  # fmt: skip
+    assert sines.max() <= max(1e-3, 2 * r.angle_bound)
+
+
+@pytest.mark.parametrize("t", [900, 500, 100])
+def test_residuals_on_her_whole_bottleneck_are_as_promised(p, frame, t):
+    """Recomputed with torch.func on the bare encoder, not with the map that svd used."""
+    x, f = noised(p, frame, t), mk.encoder(p, t)
+    U, S, V = mk.svd(mk.jacobian(f, x), 3, tol=1e-3)
+    with sdpa_kernel(SDPBackend.MATH):
+        for u, s, v in zip(U, S, V, strict=True):
+            _, jv = torch.func.jvp(f, (x,), (v[None],))
+            _, pull = torch.func.vjp(f, x)
+            assert (jv[0] - s * u).norm() <= 1.05e-3 * S[0]
+            assert (pull(u[None])[0][0] - s * v).norm() <= 1.05e-3 * S[0]
+
+
+def test_her_maps_obey_the_adjoint_identity(p, frame):
+    x = noised(p, frame, 541)
+    for f in (mk.encoder(p, 541), mk.posterior_mean(p, 541)):
+        assert mk.check_adjoint(mk.jacobian(f, x)) < 1e-4
+
+
+def test_inverting_and_denoising_comes_back_closer_with_more_steps(p, frame):
+    gaps = []
+    for steps in (5, 20):
+        back = mk.denoise(p, mk.invert(p, frame, 400, steps), 400, steps)
+        gaps.append(float(scores.pixel_distance(back, frame)))
+    assert gaps[1] < gaps[0] and gaps[1] < 0.1
+
+
+def test_a_row_of_the_alice_table_is_what_she_gives_now(p):
+    table = results.stored("alice")
+    i = random.randrange(len(table["factors"]))
+    now = analysis.factor_rows(p, 0, [i])[0]
+    assert now == pytest.approx(table["factors"][i], abs=0.02), f"sample {i}"
+
+
+def test_a_row_of_her_derivative_is_what_it_was(p):
+    row = random.choice(results.stored("alice")["derivative"])
+    truth = puppets.Posterior()
+    now = analysis.derivative_row(p, truth, row["frame"], row["t"])
+    for name in ("gain", "exact", "asymmetry", "error"):
+        assert now[name] == pytest.approx(row[name], rel=0.02, abs=0.01), (name, row)
+
+
+def test_a_row_of_the_treatment_table_is_what_it_was(p):
+    table, chosen = results.stored("treatment"), results.settings()
+    j = random.randrange(len(table["ill"]))
+    name = random.choice([r.name for r in treatment.ROWS if r.kind in ("random", "noise", "mean")])
+    k = random.randrange(3)
+    case = treatment.admit(p, table["seed"], [table["ill"][j]], chosen["t"], chosen["steps"])
+    row = next(r for r in treatment.ROWS if r.name == name)
+    v = treatment.direction(p, case, row, results.average_puppet())
+    image = treatment.treat(p, case, row, v, chosen["strengths"][name][k])
+    marks = treatment.judge(case, image, chosen["limit"], chosen["unrelated"])
+    stored = table["rows"][name][k]
+    for mark in ("side", "outside", "factor"):
+        assert float(marks[mark][0]) == pytest.approx(stored[mark][j], rel=0.1, abs=0.02), (name, j)
