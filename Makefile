@@ -1,0 +1,86 @@
+# `make run` runs the whole series and opens its web book; `make test` runs the tests.
+# README.md lists the other targets and the same commands without make.
+
+# The environment: the active one, else .venv in the clone.
+ENV := .venv
+ifneq ($(VIRTUAL_ENV),)
+ifneq ($(VIRTUAL_ENV),$(CURDIR)/.venv)
+ENV := $(VIRTUAL_ENV)
+endif
+else ifneq ($(filter-out base,$(CONDA_DEFAULT_ENV)),)
+ENV := $(CONDA_PREFIX)
+endif
+PY := $(ENV)/bin/python
+PIP := $(PY) -m pip install -c constraints.txt
+
+# One stamp per set of packages and per clone: the second `make` installs nothing.
+ID := $(shell pwd | cksum | cut -d' ' -f1)
+BOOK := $(ENV)/.mathkit-$(ID)-book
+DEV := $(ENV)/.mathkit-$(ID)-dev
+CPU_BUILD := $(PIP) --no-deps --index-url https://download.pytorch.org/whl/cpu torch
+
+# The first Python that runs (a name on the PATH may be an empty shim) and can make environments.
+NAMES := python3.13 python3.12 python3.11 python3
+OURS := import sys; v = sys.version_info[:2]; (3, 11) <= v <= (3, 13) or sys.exit(1)
+ABLE := for p in $(NAMES); do $$p -c "$(OURS); import ensurepip, venv" 2>/dev/null && echo $$p && break; done
+SOME := for p in $(NAMES); do $$p -c "$(OURS); print('%d.%d' % v)" 2>/dev/null && break; done
+NO_VENV := "Python $$v has no venv module. The cure: sudo apt install python$$v-venv"
+NO_PYTHON := "No Python 3.11, 3.12 or 3.13 found. The cure: install one, from python.org or your system's packages."
+CURE := v=$$($(SOME)); [ -n "$$v" ] && echo $(NO_VENV) || echo $(NO_PYTHON); exit 1
+
+PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m pytest
+UNITS := not (notebook or browser or slow or gpu)
+
+.PHONY: run book lab check test test-full bench results refresh patient ship cover lock clean
+
+run: $(BOOK)
+	@$(PY) -m book.build run
+
+book: $(BOOK)
+	@$(PY) -m book.build html --stored
+
+lab: $(BOOK)
+	@$(PY) -m book.build lab
+
+check: $(DEV)
+	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy
+	$(PYTEST) -n logical --maxprocesses 4 -m "$(UNITS)"
+
+test: check
+	$(PYTEST) -m "(notebook or browser) and not slow"
+
+test-full: check
+	$(PYTEST) -m "notebook or browser or slow"
+
+bench: $(BOOK)
+	@$(PY) -m book.build bench $(NAME)
+
+results: $(BOOK)
+	@$(PY) -m mathkit results $(NAME)
+
+refresh: $(BOOK)
+	@$(PY) -m book.build refresh $(NAME)
+
+patient: $(BOOK)
+	@$(PY) -m mathkit patient $(if $(FROM),--from $(FROM)) $(ARGS)
+
+ship: $(BOOK)
+	@$(PY) -m mathkit ship
+
+cover: $(BOOK)
+	@$(PY) -m book.build cover
+
+lock: $(BOOK)
+	$(PIP) uv && echo torch==2.13.0 | $(PY) -m uv pip compile pyproject.toml - --quiet --all-extras --universal --fork-strategy fewest --python-version 3.11 --no-annotate --custom-compile-command "make lock" -o constraints.txt
+
+clean:
+	rm -rf _build dist .pytest_cache .mypy_cache .ruff_cache
+
+$(BOOK): pyproject.toml constraints.txt | $(PY)
+	$(if $(filter cpu,$(TORCH)),$(CPU_BUILD) &&) $(PIP) -e ".[book]" && rm -f $(ENV)/.mathkit-* && touch $@
+
+$(DEV): pyproject.toml constraints.txt | $(PY)
+	$(if $(filter cpu,$(TORCH)),$(CPU_BUILD) &&) $(PIP) -e ".[book,dev]" && rm -f $(ENV)/.mathkit-* && touch $(BOOK) $@
+
+.venv/bin/python:
+	@p=$$($(ABLE)); [ -n "$$p" ] || { $(CURE); }; echo "Making .venv with $$($$p --version)"; $$p -m venv --clear .venv

@@ -1,0 +1,172 @@
+"""Run the series and build its web book: `python -m book.build COMMAND`.
+
+run      execute what changed, build the book, open it where there is a screen
+html     build the book only (--stored: from the committed outputs, executing nothing)
+refresh  execute what changed and store normalised outputs in notebooks/
+bench    run each notebook alone and print its seconds
+lab      copy missing notebooks to lab/ and open JupyterLab there
+cover    draw the front page's picture
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import webbrowser
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from book import pages, scan, store
+from book.execute import Outcome, cores, execute, graft, read
+from book.paths import BUILD, HTML, ROOT, chapters
+
+
+def failures(outcomes: Iterable[Outcome]) -> None:
+    """Stop with every failed notebook's file, cell and reason."""
+    errors = [outcome.error for outcome in outcomes if outcome.error]
+    if errors:
+        raise SystemExit("\n\n".join([*errors, f"{len(errors)} notebook(s) failed"]))
+
+
+def executed(quick: bool = False) -> list[tuple[str, Any]]:
+    outcomes = execute(chapters(), quick)
+    failures(outcomes)
+    return [(o.path.stem, graft(read(o.path), read(o.copy))) for o in outcomes]
+
+
+def stored() -> list[tuple[str, Any]]:
+    return [(path.stem, read(path)) for path in chapters()]
+
+
+def sources(books: list[tuple[str, Any]], folder: Path, cut: str | None = None) -> None:
+    """The pages as Sphinx reads them; what no longer belongs there goes."""
+    thumbs, names, cards = folder / "thumbs", [name for name, _ in books], []
+    for name, nb in books:
+        picture = pages.thumbnail(nb)
+        if picture:
+            pages.write(thumbs / f"thumb-{name}.png", picture)
+        cards.append(pages.card(name, nb, bool(picture)))
+        pages.write(folder / f"pages/{name}.ipynb", store.text(pages.chapter(nb, cut)))
+    template = (ROOT / "book" / "front.md").read_text(encoding="utf-8")
+    pages.write(folder / "pages/index.md", pages.front(template, cards, names))
+    thumbs.mkdir(exist_ok=True)
+    for page in (folder / "pages").glob("*.ipynb"):
+        if page.stem not in names:
+            page.unlink()
+
+
+def html(books: list[tuple[str, Any]], out: Path = HTML, cut: str | None = None) -> Path:
+    """Build the book into `out` and refuse one that would fetch anything; its index.html."""
+    work = out.parent / f"{out.name}-work"
+    sources(books, work, cut)
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html"]
+    where = ["-c", str(ROOT / "book"), "-d", str(work / "doctrees"), str(work / "pages"), str(out)]
+    thumbs = ["-D", f"html_static_path={ROOT / 'book/_static'},{work / 'thumbs'}"]
+    if subprocess.run([*command, *thumbs, *where]).returncode:
+        raise SystemExit("the book has faults (above); nothing was opened")
+    found = scan.faults(out)
+    if found:
+        raise SystemExit("\n".join(["the book would not open from disk:", *found]))
+    return out / "index.html"
+
+
+def has_screen() -> bool:
+    seen = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    return not os.environ.get("CI") and bool(seen or sys.platform in ("darwin", "win32"))
+
+
+def show(index: Path) -> None:
+    print(f"The book: {index}")
+    if has_screen():
+        try:
+            webbrowser.open(index.as_uri())
+        except (OSError, webbrowser.Error):
+            print("(no browser could be opened; open the file above in one)")
+
+
+def refresh(names: list[str]) -> None:
+    """Write outputs back to notebooks/, byte for byte the same where nothing changed."""
+    outcomes = execute(chapters(names))
+    for done in (o for o in outcomes if not o.error):
+        nb = graft(read(done.path), read(done.copy))
+        new = store.text(store.stamped(store.normalise(nb)))
+        changed = new != done.path.read_text(encoding="utf-8")
+        pages.write(done.path, new)
+        size = f"{len(new.encode()) / 1000:.0f} KB"
+        print(f"{done.path.stem:<40} {'refreshed' if changed else 'unchanged'}, {size}")
+    failures(outcomes)
+
+
+def bench(names: list[str]) -> None:
+    """Seconds of each notebook in full, alone, on at most two cores."""
+    with tempfile.TemporaryDirectory() as folder:
+        threads = min(2, cores())
+        outcomes = execute(chapters(names), jobs=1, threads=threads, folder=Path(folder))
+    print(f"{'notebook':<40} seconds on {threads} core(s); the aim is 60")
+    for done in outcomes:
+        print(f"{done.path.stem:<40} {done.seconds:7.0f}{'  over' if done.seconds > 60 else ''}")
+    print(f"{'all':<40} {sum(o.seconds for o in outcomes):7.0f}")
+    failures(outcomes)
+
+
+def lab() -> None:
+    """The reader's own copies: what is missing is copied, what is there is never touched."""
+    folder = ROOT / "lab"
+    folder.mkdir(exist_ok=True)
+    for path in chapters():
+        if not (folder / path.name).exists():
+            shutil.copy(path, folder)
+    subprocess.run([sys.executable, "-m", "jupyter", "lab", str(folder)])
+
+
+def cover() -> None:
+    """A row of puppets, the Stranger behind two of them: the renderer's own picture."""
+    from book.cover import draw
+
+    print(draw(ROOT / "book" / "_static" / "cover.png"))
+
+
+def arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        "python -m book.build", description=__doc__, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add = parser.add_subparsers(dest="command", required=True).add_parser
+    for name in ("run", "html"):
+        sub = add(name)
+        sub.add_argument(
+            "--cut", choices=[pages.MATH, pages.STORY], help="leave out the other kind"
+        )
+        sub.add_argument("--quick", action="store_true", help="small settings, as the tests use")
+        sub.add_argument("--stored", action="store_true", help="the committed outputs, unexecuted")
+    for name in ("refresh", "bench"):
+        add(name).add_argument("names", nargs="*", help="chapters, such as 01 13; all by default")
+    for name in ("lab", "cover"):
+        add(name)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = arguments(argv)
+    if args.command in ("run", "html"):
+        books = stored() if args.stored else executed(args.quick)
+        out = BUILD / ("html" if not args.cut else f"html-{args.cut}")
+        index = html(books, out, args.cut)
+        return show(index) if args.command == "run" else print(f"The book: {index}")
+    if args.command == "refresh":
+        return refresh(args.names)
+    if args.command == "bench":
+        return bench(args.names)
+    return lab() if args.command == "lab" else cover()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("\nstopped; the notebooks already executed are kept, the same command goes on")
+    except ValueError as error:
+        sys.exit(f"book: {error}")

@@ -1,0 +1,215 @@
+"""Execute notebooks, each once in a fresh kernel, and keep the copies that did not change."""
+
+import asyncio
+import contextlib
+import functools
+import hashlib
+import importlib.metadata
+import os
+import platform
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellControlSignal, CellExecutionError, DeadKernelError
+from tqdm import tqdm
+from traitlets.config import Config
+
+from book.paths import BUILD, ROOT, chapters
+
+SECONDS_A_CELL = 3600
+NUDGE_SECONDS = 3.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one notebook: `error` is None, or names file, cell and reason."""
+
+    path: Path
+    copy: Path
+    seconds: float
+    error: str | None = None
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def read(path: Path) -> Any:
+    return nbformat.read(path, as_version=4)
+
+
+def code_cells(nb: Any) -> list[Any]:
+    return [cell for cell in nb.cells if cell.cell_type == "code"]
+
+
+@functools.cache
+def package_digest() -> str:
+    """One hash of what every chapter rests on: the package and what it loads from data/."""
+    files = [*ROOT.glob("mathkit/**/*.py"), *ROOT.glob("data/*.json"), *ROOT.glob("data/results/*")]
+    rows = (f"{p.relative_to(ROOT).as_posix()} {digest(p.read_bytes())}\n" for p in sorted(files))
+    return digest("".join(rows).encode())
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def fingerprint(nb: Any) -> str:
+    """Hash of all that decides a notebook's outputs: its code, the package and the data."""
+    cells = [(cell.source, sorted(cell.metadata.get("tags", []))) for cell in code_cells(nb)]
+    return digest(f"{cells} {package_digest()}".encode())
+
+
+def setting(quick: bool) -> str:
+    """What else decides them on this machine, for the copies under _build/."""
+    versions = [importlib.metadata.version(name) for name in ("torch", "diffusers", "matplotlib")]
+    return " ".join(["quick" if quick else "full", platform.python_version(), *versions])
+
+
+def graft(nb: Any, run: Any) -> Any:
+    """The notebook as it reads now, with the outputs and widget state of an earlier run of it."""
+    for cell, done in zip(code_cells(nb), code_cells(run), strict=True):
+        cell.outputs, cell.execution_count = done.outputs, done.execution_count
+    nb.metadata.pop("widgets", None)
+    nb.metadata.update({k: run.metadata[k] for k in ("widgets",) if k in run.metadata})
+    return nb
+
+
+def kept(path: Path, copy: Path, quick: bool) -> Any | None:
+    """The stored run of a notebook, if it is still what a new run would give."""
+    if not copy.exists():
+        return None
+    run, nb = read(copy), read(path)
+    key = {"fingerprint": fingerprint(nb), "setting": setting(quick)}
+    same = all(run.metadata.get("mathkit_run", {}).get(k) == v for k, v in key.items())
+    return run if same else None
+
+
+def client(nb: Any, folder: Path, scratch: str, **hooks: Callable[..., None]) -> NotebookClient:
+    config = Config()
+    if os.name != "nt":  # no ports to race for; the socket's path must be absolute and short
+        config.KernelManager.transport = "ipc"
+        config.KernelManager.ip = f"{scratch}/k"
+    return NotebookClient(
+        nb, timeout=SECONDS_A_CELL, record_timing=False, store_widget_state=True,
+        coalesce_streams=True, kernel_name="python3", config=config,
+        extra_arguments=["--Application.log_level=50"],
+        resources={"metadata": {"path": str(folder)}}, **hooks,
+    )  # fmt: skip
+
+
+def environment(quick: bool, threads: int, scratch: str) -> dict[str, str]:
+    own = {"OMP_NUM_THREADS": str(threads), "PYTHONHASHSEED": "0", "IPYTHONDIR": scratch}
+    clean = {k: v for k, v in os.environ.items() if k not in ("MATHKIT_QUICK", "MPLBACKEND")}
+    return {**clean, **own, **({"MATHKIT_QUICK": "1"} if quick else {})}
+
+
+def own_ctrl_c() -> None:
+    """Undo the client's handlers, which stop one kernel of several: let Ctrl-C stop them all."""
+    with contextlib.suppress(RuntimeError):
+        asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)
+
+
+async def nudge(runner: NotebookClient) -> None:
+    """Ask the kernel something now and then: a reply that came in while the client was sending a
+    widget's message stays unseen until the next one arrives, and a run could wait for ever."""
+    while True:
+        await asyncio.sleep(NUDGE_SECONDS)
+        if runner.kc is not None:
+            runner.kc.kernel_info()
+
+
+async def run(
+    path: Path, quick: bool, threads: int, tick: Callable[[], object]
+) -> tuple[Any, str | None]:
+    """A notebook executed top to bottom, and the error that stopped it, if one did."""
+    nb = read(path)
+    at = {"index": 0}
+    hooks: dict[str, Callable[..., None]] = {
+        "on_cell_start": lambda cell, cell_index: at.update(index=cell_index),
+        "on_cell_executed": lambda **done: tick() and None,
+        "on_notebook_start": lambda notebook: own_ctrl_c(),
+    }
+    with tempfile.TemporaryDirectory(prefix="nbk-", ignore_cleanup_errors=True) as scratch:
+        runner = client(nb, path.parent, scratch, **hooks)
+        nudging = asyncio.create_task(nudge(runner))
+        try:
+            await runner.async_execute(env=environment(quick, threads, scratch))
+        except (CellExecutionError, CellControlSignal, DeadKernelError, RuntimeError) as error:
+            return nb, report(path, nb.cells[at["index"]], at["index"], error)
+        finally:
+            nudging.cancel()
+    return nb, None
+
+
+def report(path: Path, cell: Any, index: int, error: Exception) -> str:
+    """File, cell, reason, source and traceback of a failure, in that order."""
+    reason = f"{getattr(error, 'ename', type(error).__name__)}: {getattr(error, 'evalue', error)}"
+    head = f"{path.name}, cell {index} (id {cell.get('id', '?')}): {reason}"
+    return f"{head}\n{cell.source}\n{getattr(error, 'traceback', '')}".rstrip()
+
+
+def keep(nb: Any, copy: Path, quick: bool, seconds: float) -> None:
+    stamp = {"fingerprint": fingerprint(nb), "setting": setting(quick), "seconds": round(seconds)}
+    nb.metadata["mathkit_run"] = stamp
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    new = copy.with_suffix(".new")
+    nbformat.write(nb, new)
+    os.replace(new, copy)
+
+
+async def gather(
+    todo: Sequence[tuple[Path, Path]], quick: bool, jobs: int, threads: int, bar: Any
+) -> list[Outcome]:
+    """Run the notebooks, `jobs` at a time; one that fails does not stop the others."""
+    free = asyncio.Semaphore(jobs)
+
+    async def one(path: Path, copy: Path) -> Outcome:
+        async with free:
+            start = time.monotonic()
+            nb, error = await run(path, quick, threads, bar.update)
+            seconds = time.monotonic() - start
+        copy.unlink(missing_ok=True)
+        if error is None:
+            keep(nb, copy, quick, seconds)
+        bar.write(f"{path.stem:<40} {'done' if error is None else 'FAILED'} in {seconds:.0f} s")
+        return Outcome(path, copy, seconds, error)
+
+    return await asyncio.gather(*(one(path, copy) for path, copy in todo))
+
+
+def execute(
+    paths: Sequence[Path], quick: bool = False, jobs: int | None = None,
+    threads: int | None = None, folder: Path | None = None,
+) -> list[Outcome]:  # fmt: skip
+    """Every notebook executed, unless its stored copy still holds; copies go to `folder`."""
+    folder = folder or BUILD / ("quick" if quick else "run")
+    jobs = jobs or max(1, min(4, cores()))
+    threads = threads or max(1, cores() // jobs)
+    copies = {path: folder / path.name for path in paths}
+    stored = {path: kept(path, copy, quick) for path, copy in copies.items()}
+    todo = [(path, copy) for path, copy in copies.items() if stored[path] is None]
+    cells = sum(bool(c.source.strip()) for path, _ in todo for c in code_cells(read(path)))
+    with tqdm(total=cells, unit="cell", desc=f"{len(todo)} notebooks", disable=not todo,
+              file=sys.stderr, mininterval=1.0) as bar:  # fmt: skip
+        fresh = asyncio.run(gather(todo, quick, jobs, threads, bar))
+    done = {o.path: o for o in fresh}
+    return [done.get(p) or Outcome(p, copies[p], seconds_of(stored[p])) for p in paths]
+
+
+def seconds_of(run: Any) -> float:
+    return float(run.metadata["mathkit_run"]["seconds"])
+
+
+@functools.cache
+def once(quick: bool) -> dict[str, Outcome]:
+    """All chapters, executed at most once in this process: what the tests share."""
+    return {outcome.path.stem: outcome for outcome in execute(chapters(), quick)}

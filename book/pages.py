@@ -1,0 +1,101 @@
+"""The book's pages: each chapter from its executed notebook, and the front page from them all."""
+
+import base64
+import html
+import re
+from pathlib import Path
+from typing import Any
+
+from book.execute import code_cells
+
+STORY, MATH = "story", "math"
+FENCE = ":" * 7
+HEADING = re.compile(r"#{1,6} ")
+CODE_FENCE = re.compile(r"\s*(```|~~~)")
+CARD = """<a class="card" href="{name}.html">
+<span class="reel">{number}</span>
+<span class="shot">{picture}</span>
+<span class="label"><b>{title}</b><i>{blurb}</i></span>
+</a>"""
+
+
+def tags(cell: Any) -> set[str]:
+    return set(cell.metadata.get("tags", []))
+
+
+def split_headings(source: str) -> list[str]:
+    """Markdown as pieces: each heading line alone, what stands between them together."""
+    pieces, fenced = [""], False
+    for line in source.splitlines():
+        fenced ^= bool(CODE_FENCE.match(line))
+        if HEADING.match(line) and not fenced:
+            pieces += [line, ""]
+        else:
+            pieces[-1] += f"{line}\n"
+    return [piece.strip("\n") for piece in pieces if piece.strip()]
+
+
+def told(source: str) -> str:
+    """A story cell in its frame; headings stay outside, where the contents find them."""
+    frame = f"{FENCE}{{container}} story\n{{}}\n{FENCE}"
+    pieces = split_headings(source)
+    return "\n\n".join(p if HEADING.match(p) else frame.replace("{}", p) for p in pieces)
+
+
+def headings(source: str) -> str:
+    return "\n\n".join(piece for piece in split_headings(source) if HEADING.match(piece))
+
+
+def chapter(nb: Any, cut: str | None = None) -> Any:
+    """The notebook as a page: story framed; with cut "math" or "story" the other kind left out."""
+    dropped = {MATH: STORY, STORY: MATH}.get(cut or "")
+    cells = []
+    for cell in nb.cells:
+        gone = dropped in tags(cell)
+        if cell.cell_type == "markdown" and (gone or STORY in tags(cell)):
+            cell.source = headings(cell.source) if gone else told(cell.source)
+        if cell.source and not (gone and cell.cell_type == "code"):
+            cells.append(cell)
+    nb.cells = cells
+    nb.metadata["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}
+    return nb
+
+
+def title(nb: Any, name: str) -> str:
+    """The first heading, without its number: the card shows that apart."""
+    lines = (line for cell in nb.cells for line in cell.source.splitlines())
+    found = next((line[2:].strip() for line in lines if line.startswith("# ")), name)
+    return re.sub(r"^\d+[.:]?\s+", "", found)
+
+
+def blurb(nb: Any) -> str:
+    """The chapter's one sentence: metadata `mathkit.blurb`, else nothing."""
+    return str(nb.metadata.get("mathkit", {}).get("blurb", ""))
+
+
+def thumbnail(nb: Any) -> bytes | None:
+    """The first picture a chapter draws."""
+    data = (o.get("data", {}) for cell in code_cells(nb) for o in cell.get("outputs", []))
+    first = next((d["image/png"] for d in data if "image/png" in d), None)
+    return base64.b64decode(first) if first else None
+
+
+def card(name: str, nb: Any, pictured: bool) -> str:
+    """One line of the front page's contents."""
+    picture = f'<img src="_static/thumb-{name}.png" alt="" loading="lazy">' if pictured else ""
+    shown = {"title": html.escape(title(nb, name)), "blurb": html.escape(blurb(nb))}
+    return CARD.format(name=name, number=name.split("_")[0], picture=picture, **shown)
+
+
+def front(template: str, cards: list[str], names: list[str]) -> str:
+    """The front page: the template with its cards and the list that makes the side bar."""
+    page = template.replace("{{first}}", f"{names[0]}.html" if names else "#")
+    return page.replace("{{cards}}", "\n".join(cards)).replace("{{names}}", "\n".join(names))
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Write only what changed, so that a second build has little to do."""
+    data = content.encode() if isinstance(content, str) else content
+    if not path.exists() or path.read_bytes() != data:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)

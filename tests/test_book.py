@@ -1,0 +1,198 @@
+"""The web book opens from disk, fetches nothing and works: read page by page, and in a browser."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from functools import cache
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from book import build, pages, scan
+from book.execute import graft, once, read
+from book.paths import BUILD, VENDOR
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "msedge")
+READY = """async () => {
+  await document.fonts.ready;
+  if (window.MathJax && MathJax.startup) await MathJax.startup.promise;
+}"""
+UNTYPESET = """() => [...document.querySelectorAll('.math')].filter(
+  e => !e.querySelector('mjx-container') || e.querySelector('mjx-merror, [data-mjx-error]')
+).map(e => e.textContent.slice(0, 80))"""
+UNLOADED = """async () => {
+  const images = [...document.images];
+  images.forEach(i => i.loading = 'eager');
+  await Promise.allSettled(images.map(i => i.decode()));
+  return images.filter(i => !i.naturalWidth).map(i => i.src.slice(0, 200));
+}"""
+WIDER = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
+SHOWN = """() => [...document.querySelectorAll('.widget-stack img, .jupyter-widget-stack img')]
+  .map(i => [i.src, i.offsetParent !== null && getComputedStyle(i).visibility].join())"""
+
+
+@cache
+def built() -> Path:
+    """The book from the notebooks executed in quick mode, built once for all tests."""
+    outcomes = once(True)
+    build.failures(outcomes.values())
+    books = [(name, graft(read(o.path), read(o.copy))) for name, o in outcomes.items()]
+    return build.html(books, BUILD / "quick-html").parent
+
+
+@pytest.fixture
+def book(capfd):
+    with capfd.disabled():
+        return built()
+
+
+def page(tmp_path, body):
+    (tmp_path / "index.html").write_text(f"<html><body>{body}</body></html>")
+    return scan.faults(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '<script src="https://cdn.example.org/a.js"></script>',
+        '<link rel="stylesheet" href="//cdn.example.org/a.css">',
+        '<img srcset="a.png 1x, https://example.org/b.png 2x">',
+        "<style>@import 'https://example.org/a.css';</style>",
+        '<p style="background: url(https://example.org/a.png)">text</p>',
+        "<script>import('https://example.org/a.js')</script>",
+        '<script type="module">import x from "https://example.org/a.mjs"</script>',
+        '<svg><use href="https://example.org/a.svg#b"/></svg>',
+        '<img src="/elsewhere/a.png">',
+        '<img src="../a.png">',
+        '<a href="no_such_page.html">next</a>',
+    ],
+)
+def test_the_scan_finds_a_planted_fault(tmp_path, body):
+    (tmp_path / "a.png").write_bytes(b"")
+    assert len(page(tmp_path, body)) == 1
+
+
+def test_the_scan_finds_a_planted_font(tmp_path):
+    (tmp_path / "a.css").write_text("@font-face { src: url('https://example.org/a.woff2') }")
+    assert len(scan.faults(tmp_path)) == 1
+
+
+def test_the_scan_passes_what_is_allowed(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"")
+    link = '<a href="https://arxiv.org/abs/2302.12469">a paper</a><a href="#here">here</a>'
+    state = '<script type="application/json">{"url": "import(\'https://example.org\')"}</script>'
+    assert page(tmp_path, f'{link}{state}<img src="a.png"><img src="data:image/png;base64,">') == []
+
+
+def test_vendored_files_are_the_published_ones():
+    listed = json.loads((VENDOR / "vendor.json").read_text())["files"]
+    for row in listed:
+        assert hashlib.sha256((VENDOR / row["file"]).read_bytes()).hexdigest() == row["sha256"]
+        assert (VENDOR / row["licence_text"]).exists() and row["licence"] and row["version"]
+    known = {row["file"] for row in listed} | {"vendor.json"}
+    others = [p.name for p in VENDOR.iterdir() if p.name not in known and "LICENSE" not in p.name]
+    assert others == []
+
+
+def test_story_is_framed_and_headings_stay_outside():
+    told = pages.told("# Title\n\nOnce.\n\n```\n# no heading\n```\n\n## Part\n\nTwice.")
+    assert re.findall(r"^#+ \w+$", re.sub(r":::+.*?:::+", "", told, flags=re.S), re.M) == [
+        "# Title",
+        "## Part",
+    ]
+    assert told.count("{container} story") == 2
+
+
+@pytest.mark.parametrize(("cut", "gone"), [("math", "Once"), ("story", "Proof")])
+def test_a_cut_leaves_the_other_kind_out(cut, gone):
+    story, math = {"tags": ["story"]}, {"tags": ["math"]}
+    cells = [
+        new_markdown_cell("# Title\n\nOnce.", metadata=story),
+        new_markdown_cell("Proof.", metadata=math),
+        new_code_cell("shared = 1"),
+    ]
+    text = "\n".join(cell.source for cell in pages.chapter(new_notebook(cells=cells), cut).cells)
+    assert gone not in text and "# Title" in text and "shared = 1" in text
+
+
+@pytest.mark.notebook
+def test_nothing_is_fetched_and_no_link_is_broken(book):
+    assert scan.faults(book) == []
+
+
+@pytest.mark.notebook
+def test_the_front_page_lists_every_chapter(book):
+    seen = scan.Page((book / "index.html").read_text(encoding="utf-8")).linked
+    assert {f"{name}.html" for name in once(True)} <= set(seen)
+
+
+def browser_path() -> str:
+    """A browser that can be driven; without one CI fails and any other machine skips."""
+    found = os.environ.get("MATHKIT_BROWSER") or next(filter(None, map(shutil.which, BROWSERS)), "")
+    if not found and os.environ.get("CI"):
+        pytest.fail("CI needs a browser for this test: apt-get install chromium", pytrace=False)
+    if not found:
+        pytest.skip("no chromium or chrome found: the book was not opened in a real browser")
+    return found
+
+
+def watch(tab, complaints: list[str]) -> None:
+    """Collect every request that leaves the disk and every error the page reports."""
+
+    def asked(request):
+        if urlsplit(request.url).scheme not in ("file", "data", "blob"):
+            complaints.append(f"asked the network for {request.url}")
+
+    tab.on("request", asked)
+    tab.on("requestfailed", lambda r: complaints.append(f"could not load {unquote(r.url)}"))
+    tab.on("pageerror", lambda e: complaints.append(f"script error: {e}"))
+    tab.on("console", lambda m: m.type == "error" and complaints.append(f"console: {m.text}"))
+
+
+def look(tab, path: Path) -> list[str]:
+    """What is wrong with one page, seen on a desk and on a phone."""
+    complaints: list[str] = []
+    watch(tab, complaints)
+    tab.set_viewport_size({"width": 1280, "height": 900})
+    tab.goto(path.as_uri())
+    tab.evaluate(READY)
+    complaints += [f"maths not typeset: {text}" for text in tab.evaluate(UNTYPESET)]
+    complaints += [f"image not loaded: {source}" for source in tab.evaluate(UNLOADED)]
+    if '"StackModel"' in path.read_text(encoding="utf-8"):
+        complaints += [] if moves(tab) else ["its slider moves no picture"]
+    tab.set_viewport_size({"width": 390, "height": 844})
+    if tab.evaluate(WIDER) > 0:
+        complaints.append("wider than a phone's screen")
+    return [f"{path.name}: {complaint}" for complaint in complaints]
+
+
+def moves(tab) -> bool:
+    """Whether an arrow key on some slider changes a picture, with no kernel behind the page."""
+    tab.wait_for_selector(".noUi-handle")
+    for handle in tab.query_selector_all(".noUi-handle"):
+        before = tab.evaluate(SHOWN)
+        for key in ("ArrowRight", "ArrowLeft", "ArrowLeft"):
+            handle.press(key)
+            if tab.evaluate(SHOWN) != before:
+                return True
+    return False
+
+
+@pytest.mark.browser
+def test_every_page_works_in_a_browser_from_disk(book):
+    executable = browser_path()
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=executable, args=["--disable-gpu"])
+        context = browser.new_context(offline=True)
+        complaints = []
+        for path in sorted(book.glob("*.html")):
+            tab = context.new_page()
+            complaints += look(tab, path)
+            tab.close()
+        browser.close()
+    assert complaints == []
