@@ -62,7 +62,7 @@ refresh: $(BOOK)
 	@$(PY) -m book.build refresh $(NAME)
 
 patient: $(BOOK)
-	@$(PY) -m mathkit patient $(if $(FROM),--from $(FROM)) $(ARGS)
+	@$(PY) -m mathkit patient $(if $(FROM),--from $(FROM)) $(NAME)
 
 ship: $(BOOK)
 	@$(PY) -m mathkit ship

@@ -15,7 +15,7 @@ myst_heading_anchors = 3
 
 mathjax_path = "vendor/tex-svg.js"
 mathjax3_config = {"svg": {"fontCache": "global"}, "options": {"enableMenu": False}}
-nb_ipywidgets_js = {"widgets-offline.js": {}, "vendor/embed.js": {}}
+nb_ipywidgets_js: dict[str, dict[str, str]] = {"widgets-offline.js": {}, "vendor/embed.js": {}}
 
 html_theme = "furo"
 html_title = project

@@ -93,7 +93,7 @@ def kept(path: Path, copy: Path, quick: bool) -> Any | None:
     return run if same else None
 
 
-def client(nb: Any, folder: Path, scratch: str, **hooks: Callable[..., None]) -> NotebookClient:
+def client(nb: Any, folder: Path, scratch: str, hooks: dict[str, Any]) -> NotebookClient:
     config = Config()
     if os.name != "nt":  # no ports to race for; the socket's path must be absolute and short
         config.KernelManager.transport = "ipc"
@@ -133,13 +133,13 @@ async def run(
     """A notebook executed top to bottom, and the error that stopped it, if one did."""
     nb = read(path)
     at = {"index": 0}
-    hooks: dict[str, Callable[..., None]] = {
+    hooks = {
         "on_cell_start": lambda cell, cell_index: at.update(index=cell_index),
         "on_cell_executed": lambda **done: tick() and None,
         "on_notebook_start": lambda notebook: own_ctrl_c(),
     }
     with tempfile.TemporaryDirectory(prefix="nbk-", ignore_cleanup_errors=True) as scratch:
-        runner = client(nb, path.parent, scratch, **hooks)
+        runner = client(nb, path.parent, scratch, hooks)
         nudging = asyncio.create_task(nudge(runner))
         try:
             await runner.async_execute(env=environment(quick, threads, scratch))

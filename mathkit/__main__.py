@@ -20,17 +20,11 @@ def call(module: str, function: str, *args: object) -> Any:
     return found(*args)
 
 
-def info(rest: Sequence[str]) -> None:
-    facts = call("weights", "info")
-    rows = facts.items() if isinstance(facts, dict) else [("", facts)]
-    print("\n".join(f"{key:>16}  {value}".rstrip() for key, value in rows))
-
-
 def run(command: str, rest: Sequence[str]) -> None:
+    if rest and command in ("info", "ship"):
+        raise ValueError(f"takes no arguments, got {' '.join(rest)}")
     if command == "info":
-        return info(rest)
-    if command == "ship" and rest:
-        raise ValueError(f"ship takes no arguments, got {' '.join(rest)}")
+        return print(call("weights", "info"))
     if command == "ship":
         return call("training", "ship")
     if command == "patient":

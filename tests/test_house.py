@@ -1,0 +1,305 @@
+"""The house itself: what installs it, what may import what, and what a clone holds."""
+
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+from mathkit.__main__ import COMMANDS, main
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+ENVIRONMENT = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+ASKED_FOR = "jupyter numpy torch diffusers matplotlib ipywidgets scikit-learn".split()
+
+# A module imports only modules of the rows above its own.
+ROWS = [
+    "maps",
+    "spectral grassmann",
+    "metric",
+    "puppets faces superposition",
+    "weights",
+    "models",
+    "loading diffusion hspace factors",
+    "scores",
+    "treatment analysis",
+    "results",
+    "training atlas",
+    "checks style",
+    "plot",
+    "scenes widgets",
+]
+OURS = {name: row for row, names in enumerate(ROWS) for name in names.split()}
+DOORS = {"__init__", "__main__"}
+HEAVY = "accelerate diffusers ipywidgets matplotlib scipy skimage sklearn transformers".split()
+OTHER_NAMES = {"scikit-learn": "sklearn", "scikit-image": "skimage", "pillow": "PIL"}
+BROUGHT_ALONG = {"IPython", "cycler", "huggingface_hub"}  # by jupyter, matplotlib, diffusers
+
+HOSTS = ["files.pythonhosted", "registry.npmjs", "conda.anaconda"]
+FOLDERS = ["work", "root", "opt", "mnt", "srv", "scratch", r"home/\w+", r"Users/\w+", "tmp/bash"]
+MACHINE = re.compile(r"(?<![\w.:/~-])/(?:" + "|".join(FOLDERS) + r")/|" + "|".join(HOSTS))
+
+
+def python(*words, **kw):
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, **kw)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def tracked():
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git clone: there is no list of tracked files")
+    return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).exists()]
+
+
+# The environment ---------------------------------------------------------------------------------
+
+
+def pip_section():
+    (found,) = [entry["pip"] for entry in ENVIRONMENT if isinstance(entry, dict)]
+    return found
+
+
+def test_environment_shows_the_names_that_were_asked_for():
+    needed = {Requirement(line).name for line in PROJECT["dependencies"]}
+    assert set(ASKED_FOR) <= set(pip_section()) and set(ASKED_FOR) <= needed
+
+
+def test_conda_and_pip_install_the_same():
+    extras = re.fullmatch(r"-e \.\[(.*)\]", pip_section()[-1]).group(1).split(",")
+    assert set(extras) == {"book", "dev"} <= set(PROJECT["optional-dependencies"])
+    assert pip_section()[0] == "-c constraints.txt"
+    assert {line for line in pip_section()[1:-1]} == set(ASKED_FOR), "versions belong in the lock"
+    version = next(e for e in ENVIRONMENT if str(e).startswith("python=")).split("=")[1]
+    assert f"{version}.0" in Requirement(f"python{PROJECT['requires-python']}").specifier
+
+
+def pins():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    return {req.name.lower().replace("_", "-"): req for req in pinned}
+
+
+def test_every_requirement_is_pinned_to_a_version_it_allows():
+    extras = [line for lines in PROJECT["optional-dependencies"].values() for line in lines]
+    for needed in map(Requirement, PROJECT["dependencies"] + extras):
+        (pin,) = pins()[needed.name].specifier
+        assert pin.operator == "==" and needed.specifier.contains(pin.version), needed
+
+
+def test_the_lock_installs_anywhere():
+    assert str(pins()["torch"].specifier) == "==2.13.0", "no +cpu: that build has no other home"
+    assert not re.search(r"://|--hash|^-|file:", (ROOT / "constraints.txt").read_text(), re.M)
+
+
+# The commands ------------------------------------------------------------------------------------
+
+
+def targets():
+    (line,) = re.findall(r"^\.PHONY: (.*)", (ROOT / "Makefile").read_text(), re.M)
+    return set(line.split())
+
+
+def test_readme_and_makefile_name_the_same_commands():
+    assert set(re.findall(r"`make ([a-z-]+)", README)) == targets()
+
+
+def test_ci_runs_the_readme_test_command():
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    assert script.read_text().splitlines()[-1] == "make test" and "`make test`" in README
+
+
+def fake(folder, name, body):
+    (folder / name).write_text(f"#!/bin/sh\n{body}\n")
+    (folder / name).chmod(0o755)
+
+
+def choose(folder, variable):
+    """What the Makefile finds when `folder` is all there is on the PATH."""
+    rule = f"show:; @{variable}"
+    words = ["make", "-s", "--no-print-directory", "--eval", rule, "show"]
+    env = {"PATH": f"{folder}:/usr/bin:/bin"}
+    return subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="uses GNU make's --eval")
+def test_make_takes_the_first_python_that_runs(tmp_path):
+    fake(tmp_path, "python3.13", "echo no such version >&2; exit 127")
+    fake(tmp_path, "python3.12", f'exec {sys.executable} "$@"')
+    assert choose(tmp_path, "$(ABLE)").stdout.strip() == "python3.12"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="uses GNU make's --eval")
+def test_make_names_the_cure_for_a_missing_venv_module(tmp_path):
+    has = f'case "$2" in *ensurepip*) exit 1;; esac; exec {sys.executable} "$@"'
+    for name in ("python3.13", "python3.12", "python3.11", "python3"):
+        fake(tmp_path, name, has)
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    found = choose(tmp_path, 'p=$$($(ABLE)); [ -n "$$p" ] || { $(CURE); }')
+    assert found.returncode and f"sudo apt install python{version}-venv" in found.stdout
+
+
+def test_a_command_that_cannot_go_on_says_why(capsys):
+    assert main(["ship", "everything"]) == 1
+    assert "takes no arguments" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_leads_somewhere(command):
+    module, function = {
+        "info": ("weights", "info"),
+        "patient": ("training", "main"),
+        "ship": ("training", "ship"),
+        "results": ("results", "results"),
+    }[command]
+    tree = ast.parse((ROOT / "mathkit" / f"{module}.py").read_text())
+    assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+# The modules -------------------------------------------------------------------------------------
+
+
+def imported(source):
+    """(mathkit's modules, other packages) that a module's source imports, anywhere in it."""
+    inner, outer = set(), set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(filter(None, ["mathkit" if node.level else "", node.module or ""]))
+            names = [f"{base}.{a.name}" for a in node.names] if base == "mathkit" else [base]
+        else:
+            continue
+        inner |= {name.split(".")[1] if "." in name else name for name in names if ours(name)}
+        outer |= {name.split(".")[0] for name in names if not ours(name)}
+    return inner, outer
+
+
+def ours(name):
+    return name.split(".")[0] == "mathkit"
+
+
+def violations(module, source):
+    inner, outer = imported(source)
+    wrong = {name for name in inner if OURS.get(name, len(ROWS)) >= OURS[module]}
+    declared = {Requirement(line).name for line in PROJECT["dependencies"]}
+    allowed = {OTHER_NAMES.get(n, n) for n in declared} | set(sys.stdlib_module_names)
+    return sorted(wrong | (outer - allowed - BROUGHT_ALONG))
+
+
+def modules():
+    found = {path.stem: path.read_text() for path in (ROOT / "mathkit").glob("*.py")}
+    return {name: source for name, source in found.items() if name not in DOORS}
+
+
+def test_every_module_has_its_row():
+    assert sorted(modules().keys() - OURS.keys()) == []
+
+
+def test_modules_import_only_from_rows_above():
+    found = {name: violations(name, source) for name, source in modules().items()}
+    assert {name: wrong for name, wrong in found.items() if wrong} == {}
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "wrong"),
+    [
+        ("maps", "from mathkit.spectral import svd", ["spectral"]),
+        ("maps", "from .plot import row", ["plot"]),
+        ("spectral", "def f():\n    from mathkit import grassmann", ["grassmann"]),
+        ("scores", "import mathkit.treatment as t", ["treatment"]),
+        ("scores", "import mathkit as mk", ["mathkit"]),
+        ("scores", "import pandas", ["pandas"]),
+        ("treatment", "from mathkit.scores import wilson\nimport torch, math", []),
+    ],
+)
+def test_a_planted_import_is_found(module, source, wrong):
+    assert violations(module, source) == wrong
+
+
+def test_no_public_function_has_a_modules_name():
+    import mathkit
+
+    public = {name for name in vars(mathkit) if not name.startswith("_")} - OURS.keys()
+    assert not any(name[0].isdigit() for name in public)
+    assert {n for n in OURS if callable(vars(mathkit).get(n))} == set()
+
+
+def test_importing_mathkit_loads_nothing_heavy():
+    code = f"import sys, mathkit; print([m for m in {HEAVY} if m in sys.modules])"
+    assert python("-c", code, cwd=ROOT).stdout.strip() == "[]"
+
+
+# The wheel ---------------------------------------------------------------------------------------
+
+LOAD = """
+import mathkit as mk
+model = mk.load_model("alice", device="cpu")
+print(mk.__file__, mk.info()["data"], sum(p.numel() for p in model.unet.parameters()), sep="\\n")
+"""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The wheel, built and installed where nothing of the clone is seen."""
+    folder = tmp_path_factory.mktemp("wheel")
+    python("-m", "build", "--wheel", "--no-isolation", "--outdir", folder, ROOT)
+    (wheel,) = folder.glob("*.whl")
+    python("-m", "pip", "install", "--quiet", "--no-deps", "--target", folder / "site", wheel)
+    return folder / "site"
+
+
+def test_the_wheel_holds_the_package_and_its_data_alone(site):
+    names = {path.relative_to(site).parts[0] for path in site.rglob("*") if path.is_file()}
+    assert names == {"mathkit", f"mathkit-{PROJECT['version']}.dist-info"}
+    listed = json.loads((ROOT / "data" / "manifest.json").read_text())["files"]
+    assert [f["path"] for f in listed if not (site / "mathkit/data" / f["path"]).exists()] == []
+    assert (site / "mathkit" / "py.typed").exists()
+
+
+def test_the_wheel_loads_the_built_in_model_from_its_own_data(site, tmp_path):
+    env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "MATHKIT_DATA")}
+    said = python("-c", LOAD, cwd=tmp_path, env={**env, "PYTHONPATH": str(site)}).stdout
+    code, data, parameters = said.splitlines()
+    assert Path(code).is_relative_to(site) and Path(data).is_relative_to(site)
+    assert int(parameters) > 1_000_000
+
+
+# The clone ---------------------------------------------------------------------------------------
+
+
+def text_of(path):
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return ""
+
+
+def test_no_file_speaks_of_the_machine_it_was_made_on():
+    searched = [p for p in tracked() if p != Path(__file__) and "vendor" not in p.parts]
+    hits = {p.name: found for p in searched if (found := MACHINE.findall(text_of(p)))}
+    assert hits == {}
+
+
+@pytest.mark.parametrize("text", ["see /root/x", "'/home/ann/data'", "(/opt/wheels)", HOSTS[0]])
+def test_the_search_for_machines_finds_one(text):
+    assert MACHINE.search(text) and not MACHINE.search("https://example.org/root/x a/opt/b ~/work/")
+
+
+def test_files_are_small_enough_to_clone():
+    sizes = {p.relative_to(ROOT).as_posix(): p.stat().st_size for p in tracked()}
+    assert {p: s for p, s in sizes.items() if s > 16e6} == {}
+    assert sum(s for p, s in sizes.items() if p.startswith("data/")) < 24e6
+    assert {p: s for p, s in sizes.items() if p.endswith(".ipynb") and s > 600e3} == {}
+    assert {p: s for p, s in sizes.items() if p.startswith("data/results/") and s > 300e3} == {}
