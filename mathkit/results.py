@@ -160,8 +160,8 @@ def unrelated_distance(n: int = 400) -> float:
     return float(scores.pixel_distance(frames, frames.roll(1, 0)).mean())
 
 
-EDIT_TIME, STEPS = 541, 12
-GRID = (0.02, 0.04, 0.07, 0.12, 0.2, 0.35, 0.6, 1.0)
+EDIT_TIME, STEPS = 500, 12
+GRID = (0.004, 0.008, 0.015, 0.025, 0.04, 0.07, 0.12, 0.25, 0.5, 1.0)
 DOSES = (0.05, 0.15)
 PRIMARY, CONTROL = "masked mean, projected", "random"
 

@@ -84,7 +84,7 @@ ROWS = (
     Row("h, first", "h"),
     Row("h, best of 10", "h", among=10, supervision="region"),
     Row("masked mean", "mean", masked=True, supervision="region"),
-    Row("masked mean, projected", "mean", masked=True, rest=10, supervision="region"),
+    Row("masked mean, projected", "mean", masked=True, rest=5, supervision="region"),
 )
 
 
