@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from . import puppets, scores, weights
 from .factors import Reader
+from .loading import load_model
 from .puppets import STRANGER
 
 RUNS = pathlib.Path("runs")
@@ -281,17 +282,24 @@ def _folder(name: str, half: dict[str, Tensor]) -> pathlib.Path:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Command line of `python -m mathkit patient [reader|alice]`; both if none is named."""
+    """Command line of `python -m mathkit patient [reader|alice]`; both if none is named.
+
+    A run in runs/ is continued; --from begins a new one of ALICE with the weights of a folder.
+    """
     parser = argparse.ArgumentParser(prog="python -m mathkit patient", description=__doc__)
     parser.add_argument(
         "names", nargs="*", choices=("reader", "alice"), default=("reader", "alice")
     )
     parser.add_argument("--steps", type=int, help="of the run as a whole, earlier ones counted in")
+    parser.add_argument("--from", dest="start", help="a folder with trained weights to begin with")
     args = parser.parse_args(argv)
-    if "reader" in args.names:
+    if "reader" in args.names and not args.start:
         fit(make_reader(), reader_loss, "reader", args.steps or 1500, 2e-3)
     if "alice" in args.names:
-        fit(make_unet(), denoiser_loss, "alice", args.steps or 7000, 8e-4)
+        net = make_unet()
+        if args.start:
+            net.load_state_dict(load_model(args.start, device="cpu").unet.state_dict())
+        fit(net, denoiser_loss, "alice", args.steps or 5600, 8e-4)
 
 
 if __name__ == "__main__":
