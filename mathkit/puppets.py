@@ -260,7 +260,7 @@ class Posterior:
         self._square = torch.cat([p.float().square().sum(1) for p in self.bank.split(2000)])
 
     def weights(self, x: Tensor, abar: float) -> Tensor:
-        """w (B, count) for x of shape (B, 3, size, size); rows sum to 1. ValueError unless abar < 1."""
+        """w (B, count) for x (B, 3, size, size); rows sum to 1; ValueError for abar = 1."""
         if not 0 < abar < 1:
             raise ValueError(f"expected 0 < abar < 1, got {abar}; the clean image has no posterior")
         flat = x.detach().flatten(1).float().cpu()

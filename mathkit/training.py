@@ -1,4 +1,4 @@
-"""Train the built-in networks from scratch: the factor reader, ALICE, and the simpler show's model.
+"""Train the built-in networks from scratch: the factor reader, then ALICE.
 
 Every loop resumes: batch i depends on (seed, i) alone, and weights, moments and average are
 stored together in runs/NAME/state.pt, so an interrupted run continues where it stopped.
@@ -129,27 +129,18 @@ def _resume(path: pathlib.Path, net: nn.Module, mean: nn.Module, adam) -> int:
     return int(state["step"])
 
 
-def show(step: int, batch: int, seed: int, simple: bool = False) -> Tensor:
+def show(step: int, batch: int, stream: int) -> Tensor:
     """The factors of training batch `step`: fresh puppets for ever, from seeds of 2**31 upwards.
 
     (torch takes the low 32 bits of a seed; seeds below are for tests and measurements.)
     """
-    q = puppets.sample_factors(batch, 2**31 + seed * 2**28 + step, stranger=0 if simple else None)
-    if simple:
-        moving = torch.zeros(q.shape[1], dtype=torch.bool)
-        moving[[puppets.FACTORS.index(f) for f in SIMPLE]] = True
-        q = torch.where(moving, q, torch.tensor(0.5))
-        q[:, STRANGER] = 0.0
-    return q
-
-
-SIMPLE = ("curtain_hue", "smile", "hat_height", "head_tilt")
+    return puppets.sample_factors(batch, 2**31 + stream * 2**28 + step)
 
 
 def reader_loss(net: nn.Module, step: int, draw: torch.Generator, batch: int = 96) -> Tensor:
     """Squared error of the continuous factors, cross-entropy of the Stranger, his side and height
     where he is present; half the batch has him so that rare frames are learnt as well."""
-    q = show(step, batch, seed=0)
+    q = show(step, batch, stream=0)
     q[::2, STRANGER] = (torch.rand(len(q[::2]), generator=draw) < 0.7).float()
     images = spoil(puppets.render(q), draw).contiguous(memory_format=torch.channels_last)
     with torch.autocast("cpu", torch.bfloat16):
@@ -188,16 +179,14 @@ def alphas_cumprod() -> Tensor:
     return torch.cumprod(1 - torch.linspace(1e-4, 0.02, TIMESTEPS, dtype=torch.float64), 0)
 
 
-def denoiser_loss(
-    net: nn.Module, step: int, draw: torch.Generator, batch: int = 8, simple: bool = False
-) -> Tensor:
+def denoiser_loss(net: nn.Module, step: int, draw: torch.Generator, batch: int = 8) -> Tensor:
     """Mean |v - v_hat|^2 for v = sqrt(abar) e - sqrt(1 - abar) x0 at uniform t.
 
     In terms of x0 the weight is 1 / (1 - abar): never small, so the posterior mean (and with it
     the Jacobian) is learnt at high noise too, where a loss in e forgives its errors.
     """
     device = next(net.parameters()).device
-    x0 = puppets.render(show(step, batch, seed=1 + simple, simple=simple).to(device))
+    x0 = puppets.render(show(step, batch, stream=1).to(device))
     noise = torch.randn(x0.shape, generator=draw).to(device)
     t = ((torch.arange(batch) + torch.rand(1, generator=draw)) * (TIMESTEPS / batch)).long()
     abar = alphas_cumprod()[t].float().to(device)[:, None, None, None]

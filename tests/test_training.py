@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 from mathkit import puppets, training, weights
-from mathkit.puppets import FACTORS, STRANGER
 
 
 class Answer(nn.Module):
@@ -29,7 +28,7 @@ def test_the_loss_is_the_distance_to_v_of_a_noised_frame():
     net = Answer()
     loss = training.denoiser_loss(net, 3, draw(), batch=8)
     (xt, t), abar = net.asked[0], training.alphas_cumprod()
-    x0 = puppets.render(training.show(3, 8, seed=1))
+    x0 = puppets.render(training.show(3, 8, stream=1))
     a = abar[t].float()[:, None, None, None]
     e = (xt - a.sqrt() * x0) / (1 - a).sqrt()
     assert abs(e.mean()) < 0.02 and abs(e.std() - 1) < 0.02
@@ -55,15 +54,9 @@ def test_the_schedule_is_the_linear_one_of_diffusers():
 
 
 def test_training_frames_never_repeat_and_leave_the_other_seeds_alone():
-    a, b = training.show(0, 4, seed=1), training.show(1, 4, seed=1)
-    assert not torch.equal(a, b) and torch.equal(a, training.show(0, 4, seed=1))
-    assert not torch.equal(a, training.show(0, 4, seed=0))
-
-
-def test_the_simple_show_moves_four_factors_alone():
-    q = training.show(0, 50, seed=2, simple=True)
-    moving = {FACTORS[i] for i in range(13) if q[:, i].unique().numel() > 1}
-    assert moving == set(training.SIMPLE) and not q[:, STRANGER].any()
+    a, b = training.show(0, 4, stream=1), training.show(1, 4, stream=1)
+    assert not torch.equal(a, b) and torch.equal(a, training.show(0, 4, stream=1))
+    assert not torch.equal(a, training.show(0, 4, stream=0))
 
 
 def test_spoilt_images_stay_images():
