@@ -34,7 +34,8 @@ class LinearMap:
 
     `A.passes` = (push, pull) counts directions of A itself, so `A.T.push` adds to pull. A product
     sends every pass through its factors and shares their counters: it shows, for push and pull,
-    the factor that has run most.
+    the factor that has run most. dtype and device are those of the directions that solvers draw
+    (default: float32 on the CPU).
     """
 
     def __init__(
@@ -92,7 +93,7 @@ class LinearMap:
             lambda U: other.pull(self.pull(U)),
             other.in_shape,
             self.out_shape,
-            self.dtype or other.dtype,
+            _finer(self.dtype, other.dtype),
             self.device or other.device,
         )
         product._counts, product._counted = [*self._counts, *other._counts], False
@@ -116,6 +117,10 @@ class LinearMap:
 
     def __repr__(self) -> str:
         return f"LinearMap({self.in_shape} -> {self.out_shape}, {self.passes})"
+
+
+def _finer(a: torch.dtype | None, b: torch.dtype | None) -> torch.dtype | None:
+    return torch.promote_types(a, b) if a and b else a or b
 
 
 def _check_rows(V: Tensor, shape: Shape, name: str) -> None:
@@ -151,7 +156,12 @@ def mask(w: Tensor) -> LinearMap:
     w = torch.as_tensor(w).detach()
     if w.is_complex() or not w.isfinite().all():
         raise ValueError("mask takes bool or finite real weights, of the shape of one direction")
-    return LinearMap(lambda V: V * w.to(V), lambda U: U * w.to(U), w.shape, w.shape, None, w.device)
+    dtype = w.dtype if w.is_floating_point() else None
+
+    def scale(V: Tensor) -> Tensor:
+        return V * w.to(V)
+
+    return LinearMap(scale, scale, w.shape, w.shape, dtype, w.device)
 
 
 def check_adjoint(A: LinearMap, k: int = 4, seed: int = 0, tol: float | None = None) -> float:
@@ -162,9 +172,10 @@ def check_adjoint(A: LinearMap, k: int = 4, seed: int = 0, tol: float | None = N
     thousand shows. tol: default the square root of the dtype's eps (float32 3e-4). Raises
     AssertionError beyond it. Costs k pushes and k pulls.
     """
-    V, W = (random_rows(k, shape, A, seed + i) for i, shape in enumerate((A.in_shape, A.out_shape)))
+    generator = torch.Generator().manual_seed(seed)
+    V, W = (_unit(random_rows(A, k, shape, generator)) for shape in (A.in_shape, A.out_shape))
     AV = A.push(V)
-    U = F.normalize(AV.flatten(1), dim=1).reshape(AV.shape) + W
+    U = _unit(AV) + W
     AtU = A.pull(U)
     v, u, Av, Atu = (X.flatten(1).double() for X in (V, U, AV, AtU))
     gap = ((Av * u).sum(1) - (v * Atu).sum(1)).abs()
@@ -179,12 +190,15 @@ def check_adjoint(A: LinearMap, k: int = 4, seed: int = 0, tol: float | None = N
     return error
 
 
-def random_rows(k: int, shape: Shape, A: LinearMap, seed: int) -> Tensor:
-    """k random unit rows of A's dtype and device, the same on every device: (k, *shape)."""
-    generator = torch.Generator().manual_seed(seed)
-    V = torch.randn(k, math.prod(shape), generator=generator, dtype=torch.float64)
-    V = V / V.norm(dim=1, keepdim=True)
-    return V.to(A.dtype or torch.get_default_dtype()).to(A.device or "cpu").reshape(k, *shape)
+def _unit(V: Tensor) -> Tensor:
+    return F.normalize(V.flatten(1), dim=1).reshape(V.shape)
+
+
+def random_rows(A: LinearMap, k: int, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """k Gaussian rows (k, *shape) on A's device, the same on every device; float32 or finer."""
+    dtype = torch.promote_types(A.dtype or torch.get_default_dtype(), torch.float32)
+    rows = torch.randn(k, *shape, generator=generator, dtype=torch.float64)
+    return rows.to(A.device or "cpu", dtype)
 
 
 def jacobian(f: Pass, x: Tensor, chunk: int | str = "auto") -> LinearMap:

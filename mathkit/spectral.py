@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mathkit.maps import LinearMap, Passes, Shape
+from mathkit.maps import LinearMap, Passes, Shape, random_rows
 
 UNDETERMINED = 1.0  # a bound on a sine that says nothing
 SLACK = 0.98  # of tol, so that a residual recomputed with fresh rounding still passes
@@ -108,7 +108,7 @@ def _iterate(A: LinearMap, k: int, iters: int, tol: float, seed: int) -> tuple[S
     if iters < 0:
         raise ValueError(f"iters counts steps: at least 0, got {iters}")
     generator = torch.Generator().manual_seed(seed)
-    V = _orthonormal(_random(A, k, n, generator))
+    V = _orthonormal(random_rows(A, k, (n,), generator))
     for step in range(iters + 1):
         P, S, Q = torch.linalg.svd(_through(A.push, V, A.in_shape).T, full_matrices=False)
         U, V = P.T, Q @ V
@@ -133,7 +133,9 @@ class _Krylov:
         """A must not have more inputs than outputs: then U always has room."""
         self.A, self.generator = A, torch.Generator().manual_seed(seed)
         self.n, self.m = math.prod(A.in_shape), math.prod(A.out_shape)
-        self._V, self._U = (_Rows(_random(A, 0, n, self.generator)) for n in (self.n, self.m))
+        self._V, self._U = (
+            _Rows(random_rows(A, 0, (d,), self.generator)) for d in (self.n, self.m)
+        )
         self.W, self.scale = self.V, 0.0
         self.H = self.C = torch.zeros(0, 0, dtype=torch.float64)
 
@@ -167,21 +169,21 @@ class _Krylov:
     def _forward(self, v: Tensor) -> Tensor:
         """A v = U h + alpha u: a new column of H, and u."""
         y = _through(self.A.push, v, self.A.in_shape)[0]
-        self.scale = max(self.scale, _length(y))
+        self.scale = max(self.scale, float(y.norm()))
         y, h = _outside(y, self.U)
-        alpha = _length(y)
+        alpha = float(y.norm())
         if alpha <= self._rounding:
             y, alpha = self._random_outside(self.m, self.U), 0.0
         self.H = _padded(self.H, 1, 1)
         self.H[:, -1] = torch.cat([h[0], torch.tensor([alpha], dtype=h[0].dtype)])
-        return (y / _length(y))[None]
+        return (y / y.norm())[None]
 
     def _backward(self, u: Tensor) -> None:
         """A^T u = V g + W d + beta w: a new column of C, and w pending."""
         z = _through(self.A.pull, u, self.A.out_shape)[0]
         z, (_, d) = _outside(z, self.V, self.W)
         self.C = torch.cat([self.C, d[:, None]], 1)
-        beta = _length(z)
+        beta = float(z.norm())
         if beta > self._rounding and self.size + len(self.W) < self.n:
             self._pend(z / beta, beta)
 
@@ -195,7 +197,7 @@ class _Krylov:
         self.C[-1, -1:] = beta
 
     def _random_outside(self, size: int, *spans: Tensor) -> Tensor:
-        g = _random(self.A, 1, size, self.generator)[0]
+        g = random_rows(self.A, 1, (size,), self.generator)[0]
         for _ in range(2):
             g = _outside(g, *spans)[0]
             g = g / g.norm()
@@ -324,24 +326,17 @@ def _finish(A: LinearMap, U: Tensor, S: Tensor, V: Tensor) -> tuple[Tensor, Tens
 
 def _check(A: LinearMap, k: int, tol: float) -> tuple[int, int]:
     n, m = math.prod(A.in_shape), math.prod(A.out_shape)
-    if not isinstance(k, int) or not 1 <= k <= min(m, n):
+    if not hasattr(k, "__index__") or not 1 <= k <= min(m, n):
         raise ValueError(f"k counts directions: 1 ... min(m, n) = {min(m, n)} here, got {k!r}")
     if not 0 <= tol < 1:
         raise ValueError(f"tol is a share of s_1 in [0, 1), got {tol}")
     return n, m
 
 
-def _random(A: LinearMap, k: int, size: int, generator: torch.Generator) -> Tensor:
-    """k Gaussian rows, the same on every device, in the precision the bases are kept in."""
-    dtype = torch.promote_types(A.dtype or torch.get_default_dtype(), torch.float32)
-    rows = torch.randn(k, size, generator=generator, dtype=torch.float64)
-    return rows.to(A.device or "cpu", dtype)
-
-
 def _through(one_pass: Callable[[Tensor], Tensor], rows: Tensor, shape: Shape) -> Tensor:
     """A push or pull on flat rows."""
     out = one_pass(rows.reshape(len(rows), *shape)).flatten(1).to(rows)
-    if not out.isfinite().all():
+    if not math.isfinite(float(out.norm())):
         raise ValueError("the map gave NaN or infinity")
     return out
 
@@ -363,10 +358,6 @@ def _orthonormal(rows: Tensor) -> Tensor:
 
 def _padded(M: Tensor, rows: int, columns: int) -> Tensor:
     return torch.nn.functional.pad(M, (0, columns, 0, rows))
-
-
-def _length(y: Tensor) -> float:
-    return float(y.norm())
 
 
 def _worst(rest: Tensor) -> float:
