@@ -166,8 +166,9 @@ def flow_error(g: GaussianModel, steps: int, t: int = 900) -> float:
     return float((in_axes(g, mk.denoise(g, xt, t, steps=steps), 1.0) - exact).norm() / exact.norm())
 
 
-def round_trip(p: Any, x0: Tensor, t: int, steps: int) -> float:
-    return float((mk.denoise(p, mk.invert(p, x0, t, steps), t, steps) - x0).norm() / x0.norm())
+def round_trip(p: Any, x0: Tensor, t: int, steps: int, refine: int = 0) -> float:
+    xt = mk.invert(p, x0, t, steps, refine=refine)
+    return float((mk.denoise(p, xt, t, steps) - x0).norm() / x0.norm())
 
 
 def test_denoising_converges_to_the_probability_flow() -> None:
@@ -197,6 +198,14 @@ def ancestral_variances(g: GaussianModel, times: list[int]) -> Tensor:
     for gain, extra in zip(gains(g, times, noise), noise, strict=True):
         variance = gain**2 * variance + extra
     return variance
+
+
+def test_refined_inversion_nears_the_exact_inverse_of_the_steps(unet: UNetModel) -> None:
+    g, x0 = GaussianModel(torch.zeros(2), torch.eye(2)), torch.randn(3, 2)
+    errors = [round_trip(g, x0, 700, 12, refine) for refine in (0, 1, 3, 40)]
+    assert errors[0] > 2 * errors[1] > 4 * errors[2] and errors[3] < 1e-5, errors
+    images = torch.rand(1, 3, 16, 16) * 2 - 1
+    assert round_trip(unet, images, 700, 6, 1) < round_trip(unet, images, 700, 6) / 2
 
 
 def test_ancestral_sampling_of_a_gaussian_has_its_covariance() -> None:
@@ -290,6 +299,7 @@ BAD = {
     "nan": (lambda p: mk.denoise(p, X / 0, 10), "NaN"),
     "bytes": (lambda p: mk.invert(p, X.byte(), 10), "127.5"),
     "range": (lambda p: mk.invert(p, X + 200, 10), r"in \[-1, 1\]"),
+    "refine": (lambda p: mk.invert(p, X, 10, refine=-1), "refine is an integer >= 0"),
     "none": (lambda p: mk.sample(p, 0), "n is an integer >= 1"),
     "n": (lambda p: mk.sample(p), "n is an integer"),
     "n and index": (lambda p: mk.sample(p, 3, index=[1]), "leave n out"),
