@@ -82,8 +82,9 @@ class Model:
         """sqrt(abar_t) and sqrt(1 - abar_t), shaped to multiply x. ValueError for a bad t."""
         abar = self.alphas_cumprod[self.times(t, len(x)).cpu()]
         sides = [1] * len(self.shape)
-        s, n = (a.to(x.device, x.dtype).view(-1, *sides) for a in (abar.sqrt(), (1 - abar).sqrt()))
-        return s, n
+        # First the dtype: some devices hold no float64.
+        s, n = (a.to(x.dtype).to(x.device) for a in (abar.sqrt(), (1 - abar).sqrt()))
+        return s.view(-1, *sides), n.view(-1, *sides)
 
     def times(self, t: int | Tensor, batch: int) -> Tensor:
         """t as integers (1,) or (batch,), each in 0 ... T-1, else ValueError."""
@@ -257,7 +258,8 @@ class GaussianModel(Model):
 
     def _filter(self, x: Tensor, t: int | Tensor, gain: Tensor) -> Tensor:
         away = (x - self.scales(x, t)[0] * self.mean).flatten(1).to(self.axes)
-        return (away @ self.axes * gain.to(self.axes) @ self.axes.T).to(x).view_as(x)
+        gain = gain.to(self.axes.dtype).to(self.axes.device)
+        return (away @ self.axes * gain @ self.axes.T).to(x).view_as(x)
 
 
 def linear_schedule(steps: int = 1000, first: float = 1e-4, last: float = 0.02) -> Tensor:
