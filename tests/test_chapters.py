@@ -1,4 +1,4 @@
-"""The chapter standard: sizes, exercises, endings; and every exercise solved, rightly and wrongly."""
+"""The chapter standard: sizes, endings, and every exercise solved, rightly and wrongly."""
 
 import ast
 import re
@@ -21,9 +21,17 @@ def lines(cell):
 
 
 def words(nb):
-    text = " ".join(cell.source for cell in nb.cells if cell.cell_type == "markdown")
-    text = re.sub(r"```.*?```|\$\$.*?\$\$|\$[^$]*\$|<[^>]+>", " ", text, flags=re.DOTALL)
-    return len(re.findall(r"[A-Za-z][\w'-]*", text))
+    """Words of prose: without formulas, hints, solutions and references."""
+    text = "\n".join(cell.source for cell in nb.cells if cell.cell_type == "markdown")
+    text = text.split("## References")[0]
+    gone = r"<details>.*?</details>|```.*?```|\$\$.*?\$\$|\$[^$]*\$|<[^>]+>"
+    return len(re.findall(r"[A-Za-z][\w'-]*", re.sub(gone, " ", text, flags=re.DOTALL)))
+
+
+def body(nb):
+    """The code cells before the exercises."""
+    end = next(i for i, c in enumerate(nb.cells) if re.search(r"^## Exercises", c.source, re.M))
+    return [c for c in nb.cells[:end] if c.cell_type == "code"]
 
 
 def exercises(nb):
@@ -83,11 +91,11 @@ def solved(nb):
 @EACH
 def test_sizes(path):
     nb = read(path)
-    code = [lines(cell) for cell in code_cells(nb)]
-    longest = max(map(len, code))
+    longest = max(len(lines(cell)) for cell in code_cells(nb))
     assert longest <= 15, f"{path.name}: a code cell of {longest} lines"
-    assert 100 <= sum(map(len, code)) <= 400, f"{path.name}: {sum(map(len, code))} code lines"
-    assert 1000 <= words(nb) <= 2600, f"{path.name}: {words(nb)} words"
+    count = sum(len(lines(cell)) for cell in body(nb))
+    assert 100 <= count <= 250, f"{path.name}: {count} code lines"
+    assert 1000 <= words(nb) <= 2500, f"{path.name}: {words(nb)} words"
 
 
 @EACH
