@@ -51,7 +51,8 @@ def svd(
     Stops when max_i max(|A^T u_i - s_i v_i|, |A v_i - s_i u_i|) <= tol * s_1, a test that does not
     see signs, and a guard then finds nothing new: one Krylov sequence holds a single copy of a
     repeated singular value, so a fresh random vector orthogonal to V and two more steps follow,
-    and the search goes on if the top k change. Both bases are kept fully orthogonal; the projected
+    and the search goes on if the top k change. Three steps see a copy that stands clear of s_k
+    (3 above 2, not always 3 above 2.8). Both bases are kept fully orthogonal; the projected
     problem is solved in float64. Past the numerical rank S is 0.
 
     Cost: one push and one pull a step, at most max_passes in all (default 1000 + 20 k) or
