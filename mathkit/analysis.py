@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,12 +18,24 @@ from .puppets import CONTINUOUS, STRANGER, Posterior
 from .spectral import svd
 
 TIMES = (900, 700, 500, 300)
+ENOUGH = 500  # effective draws behind a figure of the exact posterior
+
+
+def sample_rows(p: Model, seed: int, index: Sequence[int], steps: int = 25) -> dict[str, Any]:
+    """factors: eleven numbers a sample, its ten continuous factors and P(Stranger), read off the
+    image; features: the reader's 256."""
+    images = sample(p, seed=seed, index=index, steps=steps).clamp(-1, 1)
+
+    def rounded(x: Tensor) -> list[list[float]]:
+        return [[round(v, 3) for v in row] for row in x.tolist()]
+
+    factors = read_factors(images)[:, : STRANGER + 1]
+    return {"factors": rounded(factors), "features": rounded(read_features(images))}
 
 
 def factor_rows(p: Model, seed: int, index: Sequence[int], steps: int = 25) -> list[list[float]]:
-    """Eleven numbers a sample: its ten continuous factors and P(Stranger), read off the image."""
-    images = sample(p, seed=seed, index=index, steps=steps).clamp(-1, 1)
-    return [[round(v, 3) for v in z[: STRANGER + 1]] for z in read_factors(images).tolist()]
+    """The factors of `sample_rows` alone."""
+    return sample_rows(p, seed, index, steps)["factors"]
 
 
 def factor_card(rows: Sequence[Sequence[float]]) -> dict[str, Any]:
@@ -30,7 +43,7 @@ def factor_card(rows: Sequence[Sequence[float]]) -> dict[str, Any]:
 
     `correlation` is the largest |correlation| between two of the ten factors, which are
     independent in the show; `light_tie` the difference of mean light between ill and healthy
-    samples (.44 / .85 ... in the show it is about .13).
+    samples (in the show about .13).
     """
     z = torch.tensor(rows)
     q, ill = z[:, :STRANGER], z[:, STRANGER] > 0.5
@@ -47,21 +60,13 @@ def factor_card(rows: Sequence[Sequence[float]]) -> dict[str, Any]:
     }
 
 
-def frechet_ratio(p: Model, n: int, seed: int, steps: int = 25) -> float:
+def frechet_ratio(features: Tensor) -> float:
     """Frechet distance of n samples to n real frames over that between two sets of n real frames.
 
-    In the reader's 256 features; 1 is as near as real frames are to each other.
+    features (n, 256) of the samples, as `read_features` gives them; 1 is as near as real ones are.
     """
-    real, other = (read_features(_frames(n, s)) for s in (11, 12))
-    fake = torch.cat(
-        [
-            read_features(
-                sample(p, seed=seed, index=range(i, min(i + 100, n)), steps=steps).clamp(-1, 1)
-            )
-            for i in range(0, n, 100)
-        ]
-    )
-    return scores.frechet(fake, real) / scores.frechet(other, real)
+    real, other = (read_features(_frames(len(features), s)) for s in (11, 12))
+    return scores.frechet(features, real) / scores.frechet(other, real)
 
 
 def _frames(n: int, seed: int) -> Tensor:
@@ -83,19 +88,19 @@ def derivative_row(p: Model, truth: Posterior, frame: int, t: int, k: int = 10) 
     A = jacobian(posterior_mean(p, t), xt)
     _, s, v = svd(A, k)
     jv, jtv = A.push(v).flatten(1), A.pull(v).flatten(1)
-    exact_v, exact_s = truth.directions(xt, abar, k)
-    expected = truth.mean(xt, abar)
-    with torch.no_grad():
-        miss = (p.clean(xt, t) - expected).norm() / expected.norm()
     row = {
         "asymmetry": float((jv - jtv).norm() / jv.norm()),
         "gain": float(abar**0.5 * s[0]),
-        "exact": float(abar**0.5 * exact_s[0]),
-        "overlap": overlap(v, exact_v),
         "eigen": overlap(v, eigenpuppets(truth, k)),
         "ess": float(truth.ess(xt, abar)),
-        "error": float(miss),
     }
+    if row["ess"] > ENOUGH:
+        exact_v, exact_s = truth.directions(xt, abar, k)
+        expected = truth.mean(xt, abar)
+        with torch.no_grad():
+            miss = (p.clean(xt, t) - expected).norm() / expected.norm()
+        row |= {"exact": float(abar**0.5 * exact_s[0]), "overlap": overlap(v, exact_v)}
+        row |= {"error": float(miss)}
     return {"frame": frame, "t": t} | {name: round(value, 4) for name, value in row.items()}
 
 
@@ -104,6 +109,7 @@ def overlap(a: Tensor, b: Tensor) -> float:
     return float((a.flatten(1) @ b.flatten(1).T).square().sum() / len(a))
 
 
+@functools.lru_cache(maxsize=4)
 def eigenpuppets(truth: Posterior, k: int, count: int = 2000) -> Tensor:
     """The top k principal axes of the show's frames, (k, 3, size, size)."""
     frames = truth.bank[:count].float()
@@ -111,12 +117,14 @@ def eigenpuppets(truth: Posterior, k: int, count: int = 2000) -> Tensor:
 
 
 def derivative_card(rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """Means over frames at each t, and how many frames had an effective sample size over 500."""
+    """At each t the mean of each figure over the frames that have it, and how many have `exact`."""
     card = {}
     for t in sorted({int(r["t"]) for r in rows}, reverse=True):
         here = [r for r in rows if r["t"] == t]
-        names = [n for n in here[0] if n not in ("frame", "t")]
-        card[f"t = {t}"] = {n: sum(r[n] for r in here) / len(here) for n in names} | {
-            "ess over 500": sum(r["ess"] > 500 for r in here)
+        names = dict.fromkeys(n for r in here for n in r if n not in ("frame", "t"))
+        means = {n: torch.tensor([r[n] for r in here if n in r]).mean().item() for n in names}
+        card[f"t = {t}"] = means | {
+            "frames": len(here),
+            "exact ones": sum("exact" in r for r in here),
         }
     return card

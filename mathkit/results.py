@@ -72,28 +72,37 @@ def fingerprint() -> str:
 
 
 def job(name: str, items: Sequence[Any], work: Callable[[Any], Any]) -> list[Any]:
-    """work(item) for each item, each answer stored when done; finished ones are read back."""
+    """work(item) for each item, each answer stored when done; finished ones are read back.
+
+    Under torchrun the processes share the items, and each waits until all are done.
+    """
     from tqdm.auto import tqdm
 
+    rank, world = _processes()
     folder = SCRATCH / name / fingerprint()[:12]
     folder.mkdir(parents=True, exist_ok=True)
-    answers = []
-    for i, item in enumerate(tqdm(items, desc=name, mininterval=5)):
-        path = folder / f"{i}.json"
-        if path.exists():
-            answers.append(json.loads(path.read_text()))
-            continue
+    paths = [folder / f"{i}.json" for i in range(len(items))]
+    mine = [i for i in range(rank, len(items), world) if not paths[i].exists()]
+    for i in tqdm(mine, desc=name, mininterval=5, disable=rank > 0):
         began = time.monotonic()
-        answer = {"item": item, "rows": work(item), "seconds": round(time.monotonic() - began, 1)}
-        part = path.with_suffix(".part")
+        rows = work(items[i])
+        answer = {"item": items[i], "rows": rows, "seconds": round(time.monotonic() - began, 1)}
+        part = paths[i].with_suffix(".part")
         part.write_text(json.dumps(answer))
-        os.replace(part, path)
-        answers.append(answer)
-    return answers
+        os.replace(part, paths[i])
+    while not all(path.exists() for path in paths):
+        time.sleep(1)
+    return [json.loads(path.read_text()) for path in paths]
+
+
+def _processes() -> tuple[int, int]:
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 def publish(name: str, table: dict[str, Any], answers: Sequence[Any]) -> None:
-    """Write data/results/NAME.json with its provenance."""
+    """Write data/results/NAME.json with its provenance (the first process does)."""
+    if _processes()[0] > 0:
+        return
     head = {
         "command": f"python -m mathkit results {name}",
         "weights": fingerprint(),
@@ -113,20 +122,22 @@ def alice() -> None:
     parts = job(
         "alice_samples",
         list(range(0, 2000, 100)),
-        lambda i: analysis.factor_rows(p, 0, range(i, i + 100)),
+        lambda i: analysis.sample_rows(p, 0, range(i, i + 100)),
     )
     points = [(frame, t) for frame in range(20) for t in analysis.TIMES]
     slopes = job("alice_slopes", points, lambda at: analysis.derivative_row(p, truth, *at))
-    ratio = job("alice_frechet", [2000], lambda n: analysis.frechet_ratio(p, n, 0))
-    factors = [row for part in parts for row in part["rows"]]
+    factors = [row for part in parts for row in part["rows"]["factors"]]
+    features = torch.tensor([row for part in parts for row in part["rows"]["features"]])
     derivative = [s["rows"] for s in slopes]
-    card = analysis.factor_card(factors) | {"frechet_ratio": ratio[0]["rows"]}
+    card = analysis.factor_card(factors) | {"frechet_ratio": analysis.frechet_ratio(features)}
     table = {"card": card | analysis.derivative_card(derivative)}
-    publish("alice", table | {"factors": factors, "derivative": derivative}, parts + slopes + ratio)
+    publish("alice", table | {"factors": factors, "derivative": derivative}, parts + slopes)
     _card("alice/unet/diffusion_pytorch_model.safetensors", table["card"])
 
 
 def _card(path: str, metrics: dict[str, Any]) -> None:
+    if _processes()[0] > 0:
+        return
     folder = weights.clone()
     files = weights.manifest(folder)
     for entry in files:
@@ -135,18 +146,23 @@ def _card(path: str, metrics: dict[str, Any]) -> None:
     weights.write_manifest(folder, files)
 
 
-def find_ill(p: Model, seed: int, wanted: int, t: int) -> tuple[list[int], int]:
+def find_ill(name: str, p: Model, seed: int, wanted: int, t: int) -> tuple[list[int], int]:
     """The first `wanted` indices of `seed` whose untreated image is read as ill, and how many
-    samples were looked at to find them."""
-    found: list[int] = []
-    looked = 0
-    while len(found) < wanted:
-        index = list(range(looked, looked + 50))
+    samples were looked at to find them. A job of its own, in lots of 100."""
+
+    def look(start: int) -> list[int]:
+        index = list(range(start, start + 100))
         x0 = treatment.untreated(p, treatment.trajectory(p, seed, index, t), t)
         ill = read_factors(x0)[:, STRANGER] > 0.5
-        found += [i for i, bad in zip(index, ill.tolist(), strict=True) if bad]
-        looked += 50
-    return found[:wanted], looked
+        return [i for i, bad in zip(index, ill.tolist(), strict=True) if bad]
+
+    lots = 2
+    while True:
+        answers = job(name, list(range(0, 100 * lots, 100)), look)
+        found = [i for a in answers for i in a["rows"]]
+        if len(found) >= wanted:
+            return found[:wanted], 100 * lots
+        lots += 2
 
 
 def average_puppet(n: int = 2000) -> torch.Tensor:
@@ -161,7 +177,7 @@ def unrelated_distance(n: int = 400) -> float:
 
 
 EDIT_TIME, STEPS = 500, 12
-GRID = (0.004, 0.008, 0.015, 0.025, 0.04, 0.07, 0.12, 0.25, 0.5, 1.0)
+GRID = (0.005, 0.015, 0.035, 0.08, 0.2, 0.5, 1.0)
 DOSES = (0.05, 0.15)
 PRIMARY, CONTROL = "masked mean, projected", "random"
 
@@ -169,17 +185,17 @@ PRIMARY, CONTROL = "masked mean, projected", "random"
 def choose_settings() -> None:
     """Set limits and strengths on development samples and write data/treatment.json.
 
-    limit: the 99th percentile of the distance to the manifold over 300 untreated samples.
-    strengths: for each row the ones whose mean side effect on 24 ill samples is .05 and .15.
+    limit: the 99th percentile of the distance to the manifold over 200 untreated samples.
+    strengths: for each row the ones whose mean side effect on 12 ill samples is .05 and .15.
     """
     p, seed = load_model("alice"), 1
     distances = job(
         "settings_limit",
-        list(range(0, 300, 50)),
+        list(range(0, 200, 50)),
         lambda i: treatment.admit(p, seed, range(i, i + 50), EDIT_TIME, STEPS).distance.tolist(),
     )
     limit = float(torch.quantile(torch.tensor(sum((d["rows"] for d in distances), [])), 0.99))
-    ill = job("settings_ill", [24], lambda n: find_ill(p, seed, n, EDIT_TIME)[0])[0]["rows"]
+    ill, _ = find_ill("settings_ill", p, seed, 12, EDIT_TIME)
     setup = _Setup(p, limit)
     cases = job("settings_sweep", ill, lambda i: setup.sweep(seed, i, lambda row: GRID))
     records = [r for case in cases for r in case["rows"]]
@@ -188,8 +204,9 @@ def choose_settings() -> None:
     named = {"primary": PRIMARY, "control": CONTROL, "doses": list(DOSES), "weights": fingerprint()}
     rows = [dataclasses.asdict(row) for row in treatment.ROWS]
     table = head | named | {"strengths": strengths, "rows": rows, "development": ill}
-    (weights.clone() / SETTINGS).write_text(json.dumps(table, indent=1) + "\n")
-    print(json.dumps(strengths, indent=1))
+    if _processes()[0] == 0:
+        (weights.clone() / SETTINGS).write_text(json.dumps(table, indent=1) + "\n")
+        print(json.dumps(strengths, indent=1))
 
 
 def _strengths(records: Sequence[dict[str, Any]], row: str) -> list[float]:
@@ -221,8 +238,7 @@ def treat_test() -> None:
     if chosen["weights"] != fingerprint():
         raise ValueError(f"{SETTINGS} was set on other weights: run `... results settings` first")
     p = load_model("alice")
-    found = job("treatment_ill", [100], lambda n: find_ill(p, TEST_FROM, n, chosen["t"]))
-    ill, looked = found[0]["rows"]
+    ill, looked = find_ill("treatment_ill", p, TEST_FROM, 100, chosen["t"])
     setup = _Setup(p, chosen["limit"])
     cases = job(
         "treatment_sweep",
@@ -231,7 +247,7 @@ def treat_test() -> None:
     )
     digest = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()
     head = {"settings": digest, "seed": TEST_FROM, "looked": looked, "ill": ill}
-    publish("treatment", head | {"rows": _columns(cases)}, found + cases)
+    publish("treatment", head | {"rows": _columns(cases)}, cases)
 
 
 def _columns(cases: Sequence[Any]) -> dict[str, list[dict[str, Any]]]:

@@ -101,16 +101,26 @@ class Exact(models.Model):
 
 
 @pytest.mark.parametrize(("skew", "fine"), [(0.0, True), (0.5, False)])
-def test_the_derivative_card_of_an_exact_denoiser_is_perfect_and_of_a_skewed_one_is_not(skew, fine):
+def test_the_derivative_card_of_an_exact_denoiser_is_perfect_and_of_a_skewed_one_is_not(
+    skew, fine, monkeypatch
+):
     truth = puppets.Posterior(count=60, seed=1)
+    monkeypatch.setattr(analysis, "ENOUGH", 0)
     row = analysis.derivative_row(Exact(truth, skew), truth, frame=0, t=700, k=3)
     assert (row["asymmetry"] < 0.02) == fine
     assert (row["error"] < 0.02) == fine
     assert row["overlap"] > 0.99  # what is skewed afterwards keeps its right singular vectors
     if fine:
         assert row["gain"] == pytest.approx(row["exact"], rel=0.02)
-    card = analysis.derivative_card([row])
-    assert card["t = 700"]["asymmetry"] == row["asymmetry"]
+    card = analysis.derivative_card([row, row | {"asymmetry": 0.0}])
+    assert card["t = 700"]["asymmetry"] == pytest.approx(row["asymmetry"] / 2, abs=1e-6)
+    assert card["t = 700"]["exact ones"] == 2
+
+
+def test_where_the_exact_posterior_rests_on_few_draws_it_is_not_used():
+    truth = puppets.Posterior(count=60, seed=1)
+    row = analysis.derivative_row(Exact(truth), truth, frame=0, t=700, k=3)
+    assert row["ess"] <= 60 and not {"exact", "overlap", "error"} & set(row)
 
 
 def test_overlap_is_one_for_equal_spans_and_small_by_chance():
