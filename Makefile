@@ -17,7 +17,7 @@ PIP := $(PY) -m pip install -c constraints.txt
 ID := $(shell pwd | cksum | cut -d' ' -f1)
 BOOK := $(ENV)/.mathkit-$(ID)-book
 DEV := $(ENV)/.mathkit-$(ID)-dev
-CPU_BUILD := $(PIP) --no-deps --index-url https://download.pytorch.org/whl/cpu torch
+CPU_BUILD := PIP_INDEX_URL=https://download.pytorch.org/whl/cpu $(PIP) --no-deps torch
 
 # The first Python that runs (a name on the PATH may be an empty shim) and can make environments.
 NAMES := python3.13 python3.12 python3.11 python3

@@ -7,6 +7,7 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import re
 import signal
 import sys
 import tempfile
@@ -154,7 +155,8 @@ def report(path: Path, cell: Any, index: int, error: Exception) -> str:
     """File, cell, reason, source and traceback of a failure, in that order."""
     reason = f"{getattr(error, 'ename', type(error).__name__)}: {getattr(error, 'evalue', error)}"
     head = f"{path.name}, cell {index} (id {cell.get('id', '?')}): {reason}"
-    return f"{head}\n{cell.source}\n{getattr(error, 'traceback', '')}".rstrip()
+    trace = re.sub(r"\x1b\[[0-9;]*m", "", getattr(error, "traceback", ""))
+    return f"{head}\n{cell.source}\n{trace}".rstrip()
 
 
 def keep(nb: Any, copy: Path, quick: bool, seconds: float) -> None:

@@ -65,7 +65,7 @@ def title(nb: Any, name: str) -> str:
     """The first heading, without its number: the card shows that apart."""
     lines = (line for cell in nb.cells for line in cell.source.splitlines())
     found = next((line[2:].strip() for line in lines if line.startswith("# ")), name)
-    return re.sub(r"^\d+[.:]?\s+", "", found)
+    return re.sub(r"^\d+\s*[^\w\s]?\s+", "", found)
 
 
 def blurb(nb: Any) -> str:

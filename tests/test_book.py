@@ -119,6 +119,28 @@ def test_a_cut_leaves_the_other_kind_out(cut, gone):
     assert gone not in text and "# Title" in text and "shared = 1" in text
 
 
+def test_the_lab_never_overwrites(tmp_path, monkeypatch):
+    chapter = tmp_path / "01_first.ipynb"
+    chapter.write_text("theirs")
+    opened = []
+    monkeypatch.setattr(build, "ROOT", tmp_path)
+    monkeypatch.setattr(build, "chapters", lambda: [chapter])
+    monkeypatch.setattr(build.subprocess, "run", opened.append)
+    build.lab()
+    copy = tmp_path / "lab" / chapter.name
+    assert copy.read_text() == "theirs" and opened[0][-1] == str(copy.parent)
+    copy.write_text("mine")
+    build.lab()
+    assert copy.read_text() == "mine"
+
+
+def test_no_screen_no_browser(monkeypatch, capsys):
+    monkeypatch.setenv("CI", "true")
+    monkeypatch.setattr(build.webbrowser, "open", lambda uri: pytest.fail("opened a browser"))
+    build.show(Path("/somewhere/index.html"))
+    assert capsys.readouterr().out == "The book: /somewhere/index.html\n"
+
+
 @pytest.mark.notebook
 def test_nothing_is_fetched_and_no_link_is_broken(book):
     assert scan.faults(book) == []

@@ -303,3 +303,10 @@ def test_files_are_small_enough_to_clone():
     assert sum(s for p, s in sizes.items() if p.startswith("data/")) < 24e6
     assert {p: s for p, s in sizes.items() if p.endswith(".ipynb") and s > 600e3} == {}
     assert {p: s for p, s in sizes.items() if p.startswith("data/results/") and s > 300e3} == {}
+
+
+@pytest.mark.notebook
+def test_the_readme_example_runs():
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    said = python("-W", "error", "-c", f"{code}\nprint(len(S))", cwd=ROOT).stdout
+    assert said.split() == ["5"]
