@@ -31,15 +31,18 @@ TEST_FROM = 100_000
 
 
 def results(names: Sequence[str] = ()) -> None:
-    """Run the named jobs (all of JOBS in order if none is named), resuming what was begun.
+    """Run the named jobs (alice and treatment if none is named), resuming what was begun.
 
+    "settings" is run by name alone: what it writes is committed before the treatment is tested.
     Raises ValueError for a name that is no job.
     """
     unknown = [n for n in names if n not in JOBS]
     if unknown:
         raise ValueError(f"no job is called {unknown[0]!r}; there are: {', '.join(JOBS)}")
-    for name in names or JOBS:
-        JOBS[name]()
+    for name in names or ("alice", "treatment"):
+        work, minutes = JOBS[name]
+        print(f"{name}: about {minutes} minutes on two cores; what is finished is kept")
+        work()
 
 
 def stored(name: str) -> dict[str, Any]:
@@ -263,8 +266,8 @@ def _columns(cases: Sequence[Any]) -> dict[str, list[dict[str, Any]]]:
     return table
 
 
-JOBS: dict[str, Callable[[], None]] = {
-    "alice": alice,
-    "settings": choose_settings,
-    "treatment": treat_test,
+JOBS: dict[str, tuple[Callable[[], None], int]] = {
+    "alice": (alice, 15),
+    "settings": (choose_settings, 6),
+    "treatment": (treat_test, 25),
 }
