@@ -28,6 +28,8 @@ NO_VENV := "Python $$v has no venv module. The cure: sudo apt install python$$v-
 NO_PYTHON := "No Python 3.11, 3.12 or 3.13 found. The cure: install one, from python.org or your system's packages."
 CURE := v=$$($(SOME)); [ -n "$$v" ] && echo $(NO_VENV) || echo $(NO_PYTHON); exit 1
 
+ONCE := "Installing the tested packages, once: README.md says how much; TORCH=cpu makes it less on Linux."
+
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m pytest
 UNITS := not (notebook or browser or slow or gpu)
 
@@ -77,9 +79,11 @@ clean:
 	rm -rf _build dist .pytest_cache .mypy_cache .ruff_cache
 
 $(BOOK): pyproject.toml constraints.txt | $(PY)
+	@echo $(ONCE)
 	$(if $(filter cpu,$(TORCH)),$(CPU_BUILD) &&) $(PIP) -e ".[book]" && rm -f $(ENV)/.mathkit-* && touch $@
 
 $(DEV): pyproject.toml constraints.txt | $(PY)
+	@echo $(ONCE)
 	$(if $(filter cpu,$(TORCH)),$(CPU_BUILD) &&) $(PIP) -e ".[book,dev]" && rm -f $(ENV)/.mathkit-* && touch $(BOOK) $@
 
 .venv/bin/python:

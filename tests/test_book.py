@@ -166,6 +166,17 @@ def browser_path() -> str:
     return found
 
 
+def test_ci_demands_a_browser_and_others_are_told(monkeypatch):
+    monkeypatch.delenv("MATHKIT_BROWSER", raising=False)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setenv("CI", "true")
+    with pytest.raises(pytest.fail.Exception, match="CI needs a browser"):
+        browser_path()
+    monkeypatch.delenv("CI")
+    with pytest.raises(pytest.skip.Exception, match="not opened in a real browser"):
+        browser_path()
+
+
 def watch(tab, complaints: list[str]) -> None:
     """Collect every request that leaves the disk and every error the page reports."""
 
