@@ -56,6 +56,7 @@ test-full: check
 
 bench: $(BOOK)
 	@$(PY) -m book.build bench $(NAME)
+	@$(PY) tests/bench_svd.py
 
 results: $(BOOK)
 	@$(PY) -m mathkit results $(NAME)
