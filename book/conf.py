@@ -8,6 +8,7 @@ extensions = ["myst_nb", "sphinx_copybutton"]
 root_doc = "index"
 
 nb_execution_mode = "off"
+nb_render_markdown_format = "gfm"  # tables in Markdown outputs
 nb_merge_streams = True
 nb_number_source_lines = False
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
