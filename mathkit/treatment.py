@@ -54,7 +54,9 @@ class Cases:
         return len(self.index)
 
     def __getitem__(self, i: int) -> Cases:
-        """The i-th case alone, as a batch of one."""
+        """The i-th case alone, as a batch of one. IndexError past the last."""
+        if not 0 <= i < len(self):
+            raise IndexError(f"expected a case from 0 to {len(self) - 1}, got {i}")
         one = slice(i, i + 1)
         parts = {f: getattr(self, f)[one] for f in ("index", "xt", "x0", "q", "distance")}
         return dataclasses.replace(self, **parts, cure=self.cure[one], region=self.region[one])

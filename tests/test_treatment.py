@@ -205,3 +205,6 @@ def test_a_case_of_a_batch_is_the_case_alone(ill):
     assert len(one) == 1 and one.index == [2] and torch.equal(one.x0, ill.x0[2:])
     assert len(treatment._repeat(one, 4)) == 4
     assert (ill.q[:, STRANGER] == 1).all()
+    assert [case.index for case in ill] == [[0], [1], [2]]
+    with pytest.raises(IndexError, match="0 to 2"):
+        ill[3]
