@@ -28,6 +28,7 @@ from .puppets import STRANGER, Posterior
 SCRATCH = pathlib.Path("runs/results")
 SETTINGS = "treatment.json"
 TEST_FROM = 100_000
+BAR = "Strangers 12 to 18 %, each KS at most .10, correlation at most .1, Frechet ratio at most 10"
 
 
 def results(names: Sequence[str] = ()) -> None:
@@ -132,7 +133,11 @@ def alice() -> None:
     factors = [row for part in parts for row in part["rows"]["factors"]]
     features = torch.tensor([row for part in parts for row in part["rows"]["features"]])
     derivative = [s["rows"] for s in slopes]
-    card = analysis.factor_card(factors) | {"frechet_ratio": analysis.frechet_ratio(features)}
+    card = (
+        {"bar": BAR}
+        | analysis.factor_card(factors)
+        | {"frechet_ratio": analysis.frechet_ratio(features)}
+    )
     table = {"card": card | analysis.derivative_card(derivative)}
     publish("alice", table | {"factors": factors, "derivative": derivative}, parts + slopes)
     _card("alice/unet/diffusion_pytorch_model.safetensors", table["card"])

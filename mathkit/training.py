@@ -225,6 +225,7 @@ def reader_metrics(net: nn.Module, n: int = 5000) -> dict[str, object]:
     wrong = (z - q)[:, :STRANGER].square().mean(0) / q[:, :STRANGER].var(0)
     right = ((z[:, STRANGER] > 0) == (q[:, STRANGER] > 0.5)).sum()
     return {
+        "bar": "each R2 at least .98, Stranger read right at least .999",
         "frames": n,
         "R2": dict(zip(puppets.CONTINUOUS, (1 - wrong).tolist(), strict=True)),
         "R2 worst": float(1 - wrong.max()),
