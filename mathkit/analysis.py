@@ -77,9 +77,10 @@ def derivative_row(p: Model, truth: Posterior, frame: int, t: int, k: int = 10) 
     """The model's derivative at one noised frame of the show, beside the exact posterior's.
 
     J is the Jacobian of the posterior mean at x_t. asymmetry: |J v - J^T v| / |J v| over the top k
-    vectors (0 for an exact one); gain: sqrt(abar) s_1, and `exact` the same of the exact posterior;
-    overlap: the mean squared cosine between the two top-k subspaces (1 equal, k / n chance); ess:
-    the effective sample size behind the exact one; error: |E_model - E_exact| / |E_exact - mean|.
+    vectors (0 for an exact one); gain: sqrt(abar) s_1; eigen: overlap with the top k eigenpuppets;
+    ess: the effective sample size of the exact posterior. Where that is over 500 also `exact`, its
+    gain; overlap: the mean squared cosine between the two top-k subspaces (1 equal, k / n chance);
+    error: |E_model - E_exact| / |E_exact|.
     """
     x0 = puppets.render(puppets.sample_factors(frame + 1, seed=21)[frame:])
     abar = float(p.alphas_cumprod[t])

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from . import puppets, scores, weights
 from .factors import Reader
 from .loading import load_model
+from .models import linear_schedule
 from .puppets import STRANGER
 
 RUNS = pathlib.Path("runs")
@@ -174,11 +175,6 @@ def spoil(images: Tensor, draw: torch.Generator) -> Tensor:
     return out.clamp(-1, 1)
 
 
-def alphas_cumprod() -> Tensor:
-    """abar_t of the linear schedule, beta from 1e-4 to .02 in 1,000 steps (DDPM, 2020)."""
-    return torch.cumprod(1 - torch.linspace(1e-4, 0.02, TIMESTEPS, dtype=torch.float64), 0)
-
-
 def denoiser_loss(net: nn.Module, step: int, draw: torch.Generator, batch: int = 8) -> Tensor:
     """Mean |v - v_hat|^2 for v = sqrt(abar) e - sqrt(1 - abar) x0 at uniform t.
 
@@ -189,7 +185,7 @@ def denoiser_loss(net: nn.Module, step: int, draw: torch.Generator, batch: int =
     x0 = puppets.render(show(step, batch, stream=1).to(device))
     noise = torch.randn(x0.shape, generator=draw).to(device)
     t = ((torch.arange(batch) + torch.rand(1, generator=draw)) * (TIMESTEPS / batch)).long()
-    abar = alphas_cumprod()[t].float().to(device)[:, None, None, None]
+    abar = linear_schedule(TIMESTEPS)[t].float().to(device)[:, None, None, None]
     xt = abar.sqrt() * x0 + (1 - abar).sqrt() * noise
     target = abar.sqrt() * noise - (1 - abar).sqrt() * x0
     if device.type == "cpu":
@@ -209,12 +205,12 @@ def make_reader() -> nn.Module:
     return _channels_last(Reader())
 
 
-def make_unet(**changes) -> nn.Module:
-    """A fresh U-Net of ALICE's shape, seeded; keyword arguments change its configuration."""
+def make_unet() -> nn.Module:
+    """A fresh U-Net of ALICE's shape, seeded."""
     from diffusers import UNet2DModel
 
     torch.manual_seed(0)
-    return _channels_last(UNet2DModel(**(UNET | changes)))
+    return _channels_last(UNet2DModel(**UNET))
 
 
 def reader_metrics(net: nn.Module, n: int = 5000) -> dict[str, object]:

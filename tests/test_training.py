@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from mathkit import puppets, training, weights
+from mathkit.models import linear_schedule
 
 
 class Answer(nn.Module):
@@ -27,7 +28,7 @@ def draw(seed=0):
 def test_the_loss_is_the_distance_to_v_of_a_noised_frame():
     net = Answer()
     loss = training.denoiser_loss(net, 3, draw(), batch=8)
-    (xt, t), abar = net.asked[0], training.alphas_cumprod()
+    (xt, t), abar = net.asked[0], linear_schedule()
     x0 = puppets.render(training.show(3, 8, stream=1))
     a = abar[t].float()[:, None, None, None]
     e = (xt - a.sqrt() * x0) / (1 - a).sqrt()
@@ -50,7 +51,7 @@ def test_the_schedule_is_the_linear_one_of_diffusers():
     from diffusers import DDPMScheduler
 
     theirs = DDPMScheduler(num_train_timesteps=1000).alphas_cumprod
-    assert torch.allclose(training.alphas_cumprod().float(), theirs, rtol=1e-4)
+    assert torch.allclose(linear_schedule().float(), theirs, rtol=1e-4)
 
 
 def test_training_frames_never_repeat_and_leave_the_other_seeds_alone():
@@ -136,6 +137,6 @@ def test_a_shipped_network_loads_as_the_one_that_was_trained(monkeypatch, tmp_pa
     x = torch.randn(1, 3, 64, 64, generator=draw())
     with torch.no_grad():
         v = net(x, torch.tensor([500])).sample
-    abar = training.alphas_cumprod()[500].float()
+    abar = linear_schedule()[500].float()
     expected = abar.sqrt() * v + (1 - abar).sqrt() * x
     assert torch.allclose(p.noise(x, 500), expected, atol=2e-2)
