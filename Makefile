@@ -36,10 +36,10 @@ UNITS := not (notebook or browser or slow or gpu)
 .PHONY: run book lab check test test-full bench results refresh patient ship cover lock clean
 
 run: $(BOOK)
-	@$(PY) -m book.build run
+	@$(PY) -m book.build run $(if $(CUT),--cut $(CUT))
 
 book: $(BOOK)
-	@$(PY) -m book.build html --stored
+	@$(PY) -m book.build html --stored $(if $(CUT),--cut $(CUT))
 
 lab: $(BOOK)
 	@$(PY) -m book.build lab

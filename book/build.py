@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from book import pages, scan, store
+from book import pages, reference, scan, store
 from book.execute import Outcome, cores, execute, graft, read
 from book.paths import BUILD, HTML, ROOT, chapters
 
@@ -41,6 +41,10 @@ def stored() -> list[tuple[str, Any]]:
     return [(path.stem, read(path)) for path in chapters()]
 
 
+def notation() -> str:
+    return (ROOT / "book" / "notation.md").read_text(encoding="utf-8")
+
+
 def sources(books: list[tuple[str, Any]], folder: Path, cut: str | None = None) -> None:
     """The pages as Sphinx reads them; what no longer belongs there goes."""
     thumbs, names, cards = folder / "thumbs", [name for name, _ in books], []
@@ -51,7 +55,10 @@ def sources(books: list[tuple[str, Any]], folder: Path, cut: str | None = None) 
         cards.append(pages.card(name, nb, bool(picture)))
         pages.write(folder / f"pages/{name}.ipynb", store.text(pages.chapter(nb, cut)))
     template = (ROOT / "book" / "front.md").read_text(encoding="utf-8")
-    pages.write(folder / "pages/index.md", pages.front(template, cards, names))
+    back = {} if cut == pages.STORY else {"notation": notation(), "reference": reference.page()}
+    for name, text in back.items():
+        pages.write(folder / f"pages/{name}.md", text)
+    pages.write(folder / "pages/index.md", pages.front(template, cards, [*names, *back]))
     thumbs.mkdir(exist_ok=True)
     for page in (folder / "pages").glob("*.ipynb"):
         if page.stem not in names:

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import inspect
 import json
 import os
 import re
@@ -13,7 +14,8 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from book import build, pages, scan
+import mathkit as mk
+from book import build, pages, reference, scan
 from book.execute import graft, once, read
 from book.paths import BUILD, VENDOR
 
@@ -239,3 +241,17 @@ def test_every_page_works_in_a_browser_from_disk(book):
             tab.close()
         browser.close()
     assert complaints == []
+
+
+def test_the_reference_lists_every_name_of_the_door():
+    text = reference.page()
+    for name in vars(mk):
+        if inspect.isfunction(getattr(mk, name)) or inspect.isclass(getattr(mk, name)):
+            assert f"`mk.{name}`" in text and f"### `{name}`" in text, name
+
+
+@pytest.mark.parametrize(("cut", "there"), [(None, True), ("math", True), ("story", False)])
+def test_the_back_matter_belongs_to_the_mathematics(tmp_path, cut, there):
+    build.sources([], tmp_path, cut)
+    names = {path.stem for path in (tmp_path / "pages").glob("*.md")}
+    assert ({"notation", "reference"} <= names) == there

@@ -1,0 +1,62 @@
+"""The reference page: every public name of mathkit with its signature and docstring."""
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import mathkit as mk
+
+HEAD = """# Reference
+
+Every public name of `mathkit`, module by module. What stands under "The door" is also called
+directly, as in `mk.svd`; the rest by its module, as in `mk.scores.wilson`.
+"""
+
+
+def modules() -> Iterator[ModuleType]:
+    """The package's public modules by name."""
+    for found in pkgutil.iter_modules(mk.__path__):
+        if not found.name.startswith("_"):
+            yield importlib.import_module(f"mathkit.{found.name}")
+
+
+def members(module: ModuleType) -> list[tuple[str, Any]]:
+    """Functions and classes written in the module, without exceptions, in its own order."""
+    own = [
+        (name, x)
+        for name, x in vars(module).items()
+        if not name.startswith("_")
+        and (inspect.isfunction(x) or inspect.isclass(x))
+        and not (inspect.isclass(x) and issubclass(x, Exception))
+        and x.__module__ == module.__name__
+        and x.__doc__
+    ]
+    return sorted(own, key=lambda pair: inspect.getsourcelines(inspect.unwrap(pair[1]))[1])
+
+
+def entry(name: str, x: Any) -> str:
+    """One name: its call, wrapped an argument a line where it is long, then its docstring."""
+    try:
+        parts = [str(p) for p in inspect.signature(x).parameters.values()]
+    except ValueError:  # a subclass of a builtin has none
+        parts = ["..."]
+    call = f"{name}({', '.join(parts)})"
+    if len(call) > 88:
+        call = f"{name}(\n    " + ",\n    ".join(parts) + ",\n)"
+    return f"### `{name}`\n\n````text\n{call}\n\n{inspect.cleandoc(x.__doc__)}\n````\n"
+
+
+def page() -> str:
+    """The whole reference in Markdown."""
+    door = [name for name, x in vars(mk).items() if inspect.isfunction(x) or inspect.isclass(x)]
+    blocks = [HEAD, "## The door\n\n" + ", ".join(f"`mk.{name}`" for name in sorted(door)) + "\n"]
+    for module in modules():
+        listed = members(module)
+        if listed:
+            text = inspect.cleandoc(module.__doc__ or "")
+            blocks.append(f"## {module.__name__}\n\n````text\n{text}\n````\n")
+            blocks += [entry(name, x) for name, x in listed]
+    return "\n".join(blocks)
