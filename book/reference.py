@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import pkgutil
+import re
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
@@ -37,10 +38,15 @@ def members(module: ModuleType) -> list[tuple[str, Any]]:
     return sorted(own, key=lambda pair: inspect.getsourcelines(inspect.unwrap(pair[1]))[1])
 
 
+def unquoted(parameter: str) -> str:
+    """A parameter whose annotation is kept as a string, without that string's quotes."""
+    return re.sub(r"^(\**\w+): '(.*?)'(?= = |$)", r"\1: \2", parameter)
+
+
 def entry(name: str, x: Any) -> str:
     """One name: its call, wrapped an argument a line where it is long, then its docstring."""
     try:
-        parts = [str(p) for p in inspect.signature(x).parameters.values()]
+        parts = [unquoted(str(p)) for p in inspect.signature(x).parameters.values()]
     except ValueError:  # a subclass of a builtin has none
         parts = ["..."]
     call = f"{name}({', '.join(parts)})"
@@ -56,7 +62,8 @@ def page() -> str:
     for module in modules():
         listed = members(module)
         if listed:
-            text = inspect.cleandoc(module.__doc__ or "")
-            blocks.append(f"## {module.__name__}\n\n````text\n{text}\n````\n")
+            first, _, rest = inspect.cleandoc(module.__doc__ or "").partition("\n\n")
+            block = f"````text\n{rest}\n````\n" if rest else ""
+            blocks.append(f"## {module.__name__}\n\n{first}\n\n{block}")
             blocks += [entry(name, x) for name, x in listed]
     return "\n".join(blocks)
