@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from book import pages, reference, scan, store
+from book import pages, scan, store
 from book.execute import Outcome, cores, execute, graft, read
 from book.paths import BUILD, HTML, ROOT, chapters
 
@@ -41,8 +41,17 @@ def stored() -> list[tuple[str, Any]]:
     return [(path.stem, read(path)) for path in chapters()]
 
 
-def notation() -> str:
-    return (ROOT / "book" / "notation.md").read_text(encoding="utf-8")
+def back(cut: str | None) -> dict[str, str]:
+    """The pages after the last chapter, by name; the story needs none."""
+    if cut == pages.STORY:
+        return {}
+    from book import reference  # loads torch, which no other command needs
+
+    return {"notation": template("notation"), "reference": reference.page()}
+
+
+def template(name: str) -> str:
+    return (ROOT / f"book/{name}.md").read_text(encoding="utf-8")
 
 
 def sources(books: list[tuple[str, Any]], folder: Path, cut: str | None = None) -> None:
@@ -54,11 +63,10 @@ def sources(books: list[tuple[str, Any]], folder: Path, cut: str | None = None) 
             pages.write(thumbs / f"thumb-{name}.png", picture)
         cards.append(pages.card(name, nb, bool(picture)))
         pages.write(folder / f"pages/{name}.ipynb", store.text(pages.chapter(nb, cut)))
-    template = (ROOT / "book" / "front.md").read_text(encoding="utf-8")
-    back = {} if cut == pages.STORY else {"notation": notation(), "reference": reference.page()}
-    for name, text in back.items():
+    after = back(cut)
+    front = pages.front(template("front"), cards, [*names, *after])
+    for name, text in {**after, "index": front}.items():
         pages.write(folder / f"pages/{name}.md", text)
-    pages.write(folder / "pages/index.md", pages.front(template, cards, [*names, *back]))
     thumbs.mkdir(exist_ok=True)
     for page in (folder / "pages").glob("*.ipynb"):
         if page.stem not in names:

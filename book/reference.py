@@ -26,16 +26,19 @@ def modules() -> Iterator[ModuleType]:
 
 def members(module: ModuleType) -> list[tuple[str, Any]]:
     """Functions and classes written in the module, without exceptions, in its own order."""
-    own = [
+    return [
         (name, x)
         for name, x in vars(module).items()
         if not name.startswith("_")
-        and (inspect.isfunction(x) or inspect.isclass(x))
+        and called(x)
         and not (inspect.isclass(x) and issubclass(x, Exception))
         and x.__module__ == module.__name__
         and x.__doc__
     ]
-    return sorted(own, key=lambda pair: inspect.getsourcelines(inspect.unwrap(pair[1]))[1])
+
+
+def called(x: Any) -> bool:
+    return inspect.isfunction(x) or inspect.isclass(x)
 
 
 def unquoted(parameter: str) -> str:
@@ -57,7 +60,7 @@ def entry(name: str, x: Any) -> str:
 
 def page() -> str:
     """The whole reference in Markdown."""
-    door = [name for name, x in vars(mk).items() if inspect.isfunction(x) or inspect.isclass(x)]
+    door = [name for name, x in vars(mk).items() if called(x)]
     blocks = [HEAD, "## The door\n\n" + ", ".join(f"`mk.{name}`" for name in sorted(door)) + "\n"]
     for module in modules():
         listed = members(module)
