@@ -29,7 +29,7 @@ def run(command: str, rest: Sequence[str]) -> None:
         return call("training", "ship")
     if command == "patient":
         return call("training", "main", list(rest))
-    return call("results", "results", list(rest))
+    return call("jobs", "run", list(rest))
 
 
 def parser() -> argparse.ArgumentParser:

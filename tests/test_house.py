@@ -32,7 +32,9 @@ ROWS = [
     "loading diffusion hspace factors",
     "scores",
     "treatment analysis",
+    "neurons",
     "results",
+    "jobs",
     "training atlas",
     "checks style",
     "plot",
@@ -161,7 +163,7 @@ def test_each_command_leads_somewhere(command):
         "info": ("weights", "info"),
         "patient": ("training", "main"),
         "ship": ("training", "ship"),
-        "results": ("results", "results"),
+        "results": ("jobs", "run"),
     }[command]
     tree = ast.parse((ROOT / "mathkit" / f"{module}.py").read_text())
     assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}

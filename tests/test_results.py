@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from mathkit import analysis, models, puppets, results, weights
+from mathkit import analysis, jobs, models, puppets, results, weights
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_what_is_not_there_says_how_to_make_it(scratch):
     with pytest.raises(FileNotFoundError, match="results settings"):
         results.settings()
     with pytest.raises(ValueError, match="no job is called 'dreams'.*alice"):
-        results.results(["dreams"])
+        jobs.run(["dreams"])
 
 
 def test_other_weights_begin_a_job_anew(scratch, monkeypatch):

@@ -1,0 +1,49 @@
+"""The ruler that a linear map pulls back: lengths and angles of directions as the map sees them.
+
+<v, w>_A = <A v, A w> = v^T A^T A w: a dot product where A is injective; otherwise a pseudo-metric,
+for which a direction in the kernel of A has length 0.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mathkit.maps import LinearMap
+
+BLIND = 1e-6  # cosines mean nothing where A shortens one of two directions this much more
+
+
+def gram(A: LinearMap, V: Tensor) -> Tensor:
+    """G_ij = <A v_i, A v_j> for rows V (k, *in_shape): (k, k), symmetric, no negative eigenvalue.
+
+    The matrix of the pulled-back dot product on the span of the rows: for w = sum_i c_i v_i,
+    |A w|^2 = c^T G c. float64. Raises ValueError for rows of another shape. Cost: k pushes.
+    Source: eq. 1 of 2302.12469, v^T J^T J v.
+    """
+    pushed = A.push(V).flatten(1).double()
+    G = pushed @ pushed.T
+    return (G + G.T) / 2
+
+
+def length(A: LinearMap, V: Tensor) -> Tensor:
+    """|A v_i| for rows V (k, *in_shape): (k,), float64. Cost: k pushes."""
+    return A.push(V).flatten(1).double().norm(dim=1)
+
+
+def angle(A: LinearMap, v: Tensor, w: Tensor) -> float:
+    """The angle between two directions (*in_shape) as A sees them, in radians, in [0, pi].
+
+    Between A v and A w, by atan2(|a - b|, |a + b|) of their unit vectors a, b, which keeps small
+    angles exact. Raises ValueError where A shortens one of them to less than a millionth of the
+    other: what A cannot see has no angle. Cost: 2 pushes.
+    """
+    a, b = A.push(torch.stack([v, w])).flatten(1).double()
+    short, long = sorted((float(a.norm()), float(b.norm())))
+    if not short > BLIND * long:
+        raise ValueError(
+            f"the map sends one of the two to length {short:.1e}, the other to {long:.1e}: "
+            "a direction in its kernel has no angle"
+        )
+    a, b = a / a.norm(), b / b.norm()
+    return float(2 * torch.atan2((a - b).norm(), (a + b).norm()))

@@ -1,0 +1,129 @@
+"""Single neurons: correlations against NumPy, edits of h against the network run by hand."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_tiny_unet
+
+import mathkit as mk
+from mathkit import models, neurons, puppets, treatment
+from mathkit.puppets import STRANGER
+
+
+@pytest.fixture(scope="module")
+def p():
+    """A tiny random U-Net on 64 x 64 puppets."""
+    return models.UNetModel(make_tiny_unet(size=64), models.linear_schedule(40))
+
+
+@pytest.fixture(scope="module")
+def cases(p):
+    q = puppets.sample_factors(2, seed=90, stranger=1)
+    x0, cure = puppets.render(q), puppets.counterfactual(q)
+    xt = torch.randn(x0.shape, generator=torch.Generator().manual_seed(1))
+    zero = torch.zeros(2)
+    return treatment.Cases(5, [0, 1], 20, 3, xt, x0, q, zero, cure, treatment.region(cure))
+
+
+@pytest.fixture
+def table():
+    """Activations in which neuron 3 answers to the Stranger, and trials that neuron 6 wins."""
+    generator = torch.Generator().manual_seed(0)
+    H, z = torch.randn(60, 8, generator=generator), torch.rand(60, 11, generator=generator)
+    z[:, STRANGER] = (torch.arange(60) % 3 == 0).float()
+    H[:, 3] -= 4 * z[:, STRANGER]
+    trials = {"p": [0.9, 0.0, 0.9, 1.0, 0.9, 0.9, 0.4, 0.5], "side": [0.1] * 8}
+    trials["side"][1] = 0.4  # he is gone, and so is the puppet
+    return {"h": H.tolist(), "factors": z.tolist(), "trials": trials}
+
+
+def test_correlations_are_numpys():
+    H, Y = torch.randn(30, 5), torch.randn(30, 2)
+    expected = np.corrcoef(H.T.numpy(), Y.T.numpy())[:5, 5:]
+    assert np.allclose(neurons.correlations(H, Y), expected, atol=1e-5)
+
+
+def test_a_constant_neuron_answers_to_nothing():
+    H = torch.cat([torch.ones(9, 1), torch.arange(9.0)[:, None]], 1)
+    assert neurons.correlations(H, torch.arange(9.0)[:, None])[:, 0].tolist() == pytest.approx(
+        [0, 1], abs=1e-6
+    )
+
+
+@pytest.mark.parametrize(("h", "y"), [((5, 2), (4, 1)), ((5,), (5, 1)), ((1, 2), (1, 1))])
+def test_correlations_refuse_what_does_not_match(h, y):
+    with pytest.raises(ValueError, match=r"\(B, m\) and \(B, j\)"):
+        neurons.correlations(torch.ones(h), torch.ones(y))
+
+
+def test_a_silenced_channel_is_taken_out_and_no_other_touched():
+    h = torch.randn(2, 8, 2, 2)
+    left = h + neurons.silenced(5)(h)
+    assert left[:, 5].abs().max() == 0
+    assert torch.equal(left[:, :5], h[:, :5]) and torch.equal(left[:, 6:], h[:, 6:])
+    with pytest.raises(ValueError, match="0 to 7, got 8"):
+        neurons.silenced(8)(h)
+
+
+def test_the_mean_difference_leads_from_the_ill_to_the_healthy(table):
+    H, ill = torch.tensor(table["h"]), torch.tensor(table["factors"])[:, STRANGER] > 0.5
+    dh = neurons.mean_difference(H, ill, places=4)
+    moved = H[ill] + 4 * dh.flatten()
+    assert torch.allclose(moved.mean(0), H[~ill].mean(0), atol=1e-5)
+    with pytest.raises(ValueError, match="both groups"):
+        neurons.mean_difference(H, torch.ones(60, dtype=torch.bool), 4)
+
+
+def test_activations_are_the_pooled_bottleneck_of_the_samples_own_state(p, bottleneck):
+    t = mk.timesteps(p, 39, 25)[10]
+    found = neurons.activations(p, 3, [4, 9], t, steps=2)
+    xt = treatment.trajectory(p, 3, [4, 9], t)
+    expected = bottleneck(p.unet, t)(xt)
+    assert torch.allclose(torch.tensor(found["h"]), expected.sum((2, 3)), rtol=1e-3, atol=1e-4)
+    assert torch.tensor(found["factors"]).shape == (2, 11)
+
+
+def test_an_edit_of_strength_zero_changes_nothing_and_one_of_eight_does(p, cases):
+    plain = treatment.untreated(p, cases.xt, cases.t, cases.steps)
+    dh = neurons.silenced(2)
+    assert torch.allclose(neurons.edited(p, cases, dh, 0), plain, atol=1e-5)
+    assert (neurons.edited(p, cases, dh, 8) - plain).abs().max() > 1e-3
+
+
+def test_a_tensor_edit_is_the_same_at_every_place(p, cases):
+    dh = torch.randn(8, 1, 1)
+    whole = mk.inject(dh.expand(8, 8, 8), cases.t, 0, 0.5)
+    expected = mk.denoise(p, cases.xt, cases.t, cases.steps, h_edit=whole).clamp(-1, 1)
+    assert torch.allclose(neurons.edited(p, cases, dh, 0.5), expected, atol=1e-5)
+
+
+def channel_of(dh):
+    change = dh(torch.ones(1, 8, 1, 1)).flatten()
+    return int(change.abs().argmax())
+
+
+def test_the_rows_pick_their_neurons(table):
+    made = neurons.edits(table, 0)
+    assert list(made) == list(neurons.STRENGTHS)
+    assert channel_of(made["answers most"]) == 3
+    assert channel_of(made["best by trial"]) == 6, "the one that destroys must not win"
+    others = [channel_of(neurons.edits(table, i)["another"]) for i in range(30)]
+    assert 3 not in others and len(set(others)) > 3
+    again = [channel_of(neurons.edits(table, i)["another"]) for i in range(30)]
+    assert others == again
+
+
+def test_a_sweep_gives_a_record_for_each_row_and_strength(p, cases, table):
+    records = neurons.sweep(p, cases[0], table, limit=0.08, unrelated=0.25)
+    assert [(r["row"], r["strength"]) for r in records] == [
+        (row, s) for row, strengths in neurons.STRENGTHS.items() for s in strengths
+    ]
+    assert all(r["outcome"] in (0, 1, 2) and r["index"] == 0 for r in records)
+
+
+def test_completions_are_drawn_again_from_their_seeds(p):
+    grid = mk.timesteps(p, 39, 25)
+    chances, xt = treatment.decided(p, 2, 5, grid[1], count=3, steps=4)
+    assert chances.shape == (3,) and xt.shape == (1, 3, 64, 64)
+    again, _ = treatment.decided(p, 2, 5, grid[1], count=3, steps=4)
+    assert torch.equal(chances, again)
