@@ -7,6 +7,7 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import queue
 import re
 import signal
 import sys
@@ -27,6 +28,8 @@ from book.paths import BUILD, ROOT, chapters
 
 SECONDS_A_CELL = 3600
 NUDGE_SECONDS = 3.0
+STILL_SECONDS = 30.0
+TRIES = 3
 
 
 @dataclass(frozen=True)
@@ -119,35 +122,97 @@ def own_ctrl_c() -> None:
         asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)
 
 
-async def nudge(runner: NotebookClient) -> None:
-    """Ask the kernel something now and then: a reply that came in while the client was sending a
-    widget's message stays unseen until the next one arrives, and a run could wait for ever."""
-    while True:
-        await asyncio.sleep(NUDGE_SECONDS)
-        if runner.kc is not None:
+class Stalled(Exception):
+    """The kernel has nothing to do and the client still waits for it."""
+
+
+async def watch(runner: NotebookClient, beats: dict[str, int]) -> None:
+    """Return once the kernel has answered for STILL_SECONDS while the run made no progress.
+
+    A reply that came in while the client was sending a widget's message can stay unseen until the
+    next one arrives, or for ever. So the client's own channel is nudged now and then, and a second
+    client asks on the same channel: its answer says that the kernel is not busy with a cell.
+    """
+    probe, idle, seen = None, 0.0, beats["count"]
+    try:
+        while idle < STILL_SECONDS:
+            await asyncio.sleep(NUDGE_SECONDS)
+            if runner.kc is None or runner.km is None:
+                continue
+            if probe is None:
+                probe = runner.km.client()
+                probe.start_channels(iopub=False, stdin=False, hb=False, control=False)
             runner.kc.kernel_info()
+            free, seen, before = await answers(probe), beats["count"], seen
+            idle = idle + NUDGE_SECONDS if free and seen == before else 0.0
+    finally:
+        if probe is not None:
+            probe.stop_channels()
+
+
+async def answers(probe: Any) -> bool:
+    """Whether the kernel replies within a second."""
+    asked = probe.kernel_info()
+    with contextlib.suppress(queue.Empty):
+        while True:
+            reply = await probe.get_shell_msg(timeout=1)
+            if reply["parent_header"].get("msg_id") == asked:
+                return True
+    return False
+
+
+async def watched(runner: NotebookClient, beats: dict[str, int], env: dict[str, str]) -> None:
+    """Execute the client's notebook; raises Stalled where it stands still."""
+    work = asyncio.ensure_future(runner.async_execute(env=env))
+    watcher = asyncio.ensure_future(watch(runner, beats))
+    try:
+        await asyncio.wait({work, watcher}, return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            raise Stalled
+        await work
+    finally:
+        for task in (watcher, work):
+            task.cancel()
+        await asyncio.gather(watcher, work, return_exceptions=True)
 
 
 async def run(
     path: Path, quick: bool, threads: int, tick: Callable[[], object]
 ) -> tuple[Any, str | None]:
-    """A notebook executed top to bottom, and the error that stopped it, if one did."""
+    """A notebook executed top to bottom, and the error that stopped it, if one did.
+
+    One that stands still is begun again in a fresh kernel, TRIES times in all.
+    """
+    for _ in range(TRIES):
+        with contextlib.suppress(Stalled):
+            return await run_once(path, quick, threads, tick)
+    return read(path), f"{path.name} stood still {TRIES} times: the kernel idle, its reply unseen"
+
+
+async def run_once(
+    path: Path, quick: bool, threads: int, tick: Callable[[], object]
+) -> tuple[Any, str | None]:
     nb = read(path)
-    at = {"index": 0}
+    at, beats = {"index": 0}, {"count": 0}
+
+    def begun(cell: Any, cell_index: int) -> None:
+        at["index"], beats["count"] = cell_index, beats["count"] + 1
+
+    def ended(**done: Any) -> None:
+        beats["count"] += 1
+        tick()
+
     hooks = {
-        "on_cell_start": lambda cell, cell_index: at.update(index=cell_index),
-        "on_cell_executed": lambda **done: tick() and None,
+        "on_cell_start": begun,
+        "on_cell_executed": ended,
         "on_notebook_start": lambda notebook: own_ctrl_c(),
     }
     with tempfile.TemporaryDirectory(prefix="nbk-", ignore_cleanup_errors=True) as scratch:
         runner = client(nb, path.parent, scratch, hooks)
-        nudging = asyncio.create_task(nudge(runner))
         try:
-            await runner.async_execute(env=environment(quick, threads, scratch))
+            await watched(runner, beats, environment(quick, threads, scratch))
         except (CellExecutionError, CellControlSignal, DeadKernelError, RuntimeError) as error:
             return nb, report(path, nb.cells[at["index"]], at["index"], error)
-        finally:
-            nudging.cancel()
     return nb, None
 
 

@@ -1,11 +1,13 @@
 """Every chapter runs from top to bottom, and what is committed of it is clean and reproducible."""
 
+import asyncio
 import re
 
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from book import execute as own
 from book import store
 from book.execute import code_cells, execute, fingerprint, graft, kept, once, read
 from book.paths import chapters
@@ -98,6 +100,39 @@ def test_a_failure_names_file_and_cell(tmp_path):
 def test_a_dead_kernel_is_named_too(tmp_path):
     path = notebook(tmp_path / "07_dead.ipynb", "import os", "os._exit(1)")
     assert str(run(path).error).startswith("07_dead.ipynb, cell 1 (id cell-1): DeadKernelError")
+
+
+@pytest.mark.notebook
+def test_a_notebook_that_stands_still_is_begun_again(tmp_path, monkeypatch):
+    """Planted: at the first try the client waits for ever while its kernel is idle."""
+    path = notebook(tmp_path / "07_still.ipynb", "1 + 1", "2 + 2")
+    tries, begin = [], own.client
+
+    def waits(nb, folder, scratch, hooks):
+        tries.append(1)
+
+        async def forever(**cell):
+            await asyncio.sleep(3600)
+
+        return begin(
+            nb, folder, scratch, hooks | ({"on_cell_start": forever} if len(tries) < 2 else {})
+        )
+
+    monkeypatch.setattr(own, "client", waits)
+    monkeypatch.setattr(own, "NUDGE_SECONDS", 0.2)
+    monkeypatch.setattr(own, "STILL_SECONDS", 5.0)
+    outcome = run(path)
+    assert outcome.error is None and len(tries) == 2
+    assert [c.outputs[0].data["text/plain"] for c in code_cells(read(outcome.copy))] == ["2", "4"]
+
+
+@pytest.mark.notebook
+def test_a_long_cell_is_not_taken_for_standing_still(tmp_path, monkeypatch):
+    monkeypatch.setattr(own, "NUDGE_SECONDS", 0.2)
+    monkeypatch.setattr(own, "STILL_SECONDS", 1.0)
+    monkeypatch.setattr(own, "TRIES", 1)
+    path = notebook(tmp_path / "07_long.ipynb", "import time; time.sleep(6)", "1 + 1")
+    assert run(path).error is None
 
 
 @pytest.mark.notebook
