@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+from jupyter_client.asynchronous import AsyncKernelClient
 from nbclient import NotebookClient
 from nbclient.exceptions import CellControlSignal, CellExecutionError, DeadKernelError
 from tqdm import tqdm
@@ -140,14 +141,22 @@ async def watch(runner: NotebookClient, beats: dict[str, int]) -> None:
             if runner.kc is None or runner.km is None:
                 continue
             if probe is None:
-                probe = runner.km.client()
-                probe.start_channels(iopub=False, stdin=False, hb=False, control=False)
+                probe = second(runner)
             runner.kc.kernel_info()
             free, seen, before = await answers(probe), beats["count"], seen
             idle = idle + NUDGE_SECONDS if free and seen == before else 0.0
     finally:
         if probe is not None:
             probe.stop_channels()
+
+
+def second(runner: NotebookClient) -> AsyncKernelClient:
+    """Another client of the same kernel, with a session of its own: two with one identity would
+    get each other's replies."""
+    probe = AsyncKernelClient()
+    probe.load_connection_info(runner.km.get_connection_info())  # type: ignore[union-attr]
+    probe.start_channels(iopub=False, stdin=False, hb=False, control=False)
+    return probe
 
 
 async def answers(probe: Any) -> bool:
