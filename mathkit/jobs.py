@@ -198,15 +198,15 @@ def switch_off() -> None:
     The same patients as in "treatment", from the first grid time on.
     """
     p, met, chosen = load_model("alice"), stored("neurons"), settings()
-    ill, looked = find_ill("treatment_ill", p, TEST_FROM, 100, chosen["t"])
+    known = stored("treatment")
     shared = (chosen["limit"], unrelated_distance())
 
     def treat(i: int) -> list[dict[str, Any]]:
-        case = treatment.admit(p, TEST_FROM, [i], neurons.TIME, neurons.STEPS)
+        case = treatment.admit(p, known["seed"], [i], neurons.TIME, neurons.STEPS)
         return neurons.sweep(p, case, met, *shared)
 
-    cases = job("neuron_off", ill, treat)
-    head = {"seed": TEST_FROM, "looked": looked, "ill": ill, "t": neurons.TIME}
+    cases = job("neuron_off", known["ill"], treat)
+    head = {k: known[k] for k in ("seed", "looked", "ill")} | {"t": neurons.TIME}
     publish("neuron_off", head | {"rows": _columns(cases, neurons.STRENGTHS)}, cases)
 
 

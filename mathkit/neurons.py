@@ -20,7 +20,7 @@ from .treatment import Cases, judge, trajectory, untreated
 
 TIME, STEPS = 957, 24  # the first grid time below pure noise, and the network calls from there
 TRIAL, KIND = 8.0, 0.15  # strength at which every neuron is tried, and the side effect allowed
-_ONE: tuple[float, ...] = (1, 2, 4, 8, 16, 32)
+_ONE: tuple[float, ...] = (1, 2, 4, 8, 16)
 # Of the mean difference a quarter as much, as all neurons take part.
 STRENGTHS = {
     "answers most": _ONE,

@@ -7,7 +7,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import mathkit as mk
-from mathkit import analysis, puppets, results, scores, treatment
+from mathkit import analysis, jobs, neurons, puppets, results, scores, treatment
 
 
 @pytest.fixture(scope="module")
@@ -95,3 +95,41 @@ def test_a_row_of_the_treatment_table_is_what_it_was(p):
     stored = table["rows"][name][k]
     for mark in ("side", "outside", "factor"):
         assert float(marks[mark][0]) == pytest.approx(stored[mark][j], rel=0.1, abs=0.02), (name, j)
+
+
+def test_a_row_of_when_he_is_decided_is_what_it_was(p):
+    table = results.stored("decided")
+    row = random.choice(table["rows"])
+    seen, xt = treatment.decided(p, table["seed"], row["index"], row["t"], row["of"])
+    assert abs(int((seen > 0.5).sum()) - row["shown"]) <= 1, row
+    abar = float(p.alphas_cumprod[row["t"]])
+    assert float(puppets.Posterior().stranger(xt, abar)) == pytest.approx(row["exact"], abs=0.02)
+
+
+def test_a_row_of_the_neurons_is_what_it_was(p):
+    table = results.stored("neurons")
+    i = random.randrange(len(table["h"]))
+    now = neurons.activations(p, table["seed"], [i], table["t"])
+    assert now["h"][0] == pytest.approx(table["h"][i], rel=0.01, abs=0.5), i
+    assert now["factors"][0] == pytest.approx(table["factors"][i], abs=0.02), i
+
+
+def test_a_trial_of_a_neuron_is_what_it_was(p):
+    table = results.stored("neurons")
+    j = random.randrange(len(table["trials"]["p"]))
+    cases = treatment.admit(p, table["seed"], table["tried_on"], neurons.TIME, neurons.STEPS)
+    now = jobs.try_neuron(p, cases, j)
+    assert now["side"] == pytest.approx(table["trials"]["side"][j], rel=0.05, abs=0.01), j
+
+
+def test_a_row_of_the_switched_off_neuron_is_what_it_was(p):
+    table, chosen = results.stored("neuron_off"), results.settings()
+    j, name = random.randrange(len(table["ill"])), random.choice(list(neurons.STRENGTHS))
+    k, i = random.randrange(3), table["ill"][j]
+    case = treatment.admit(p, table["seed"], [i], neurons.TIME, neurons.STEPS)
+    dh = neurons.edits(results.stored("neurons"), i)[name]
+    image = neurons.edited(p, case, dh, neurons.STRENGTHS[name][k])
+    marks = treatment.judge(case, image, chosen["limit"], chosen["unrelated"])
+    stored = table["rows"][name][k]
+    for mark in ("side", "outside", "factor"):
+        assert float(marks[mark][0]) == pytest.approx(stored[mark][j], rel=0.1, abs=0.02), (name, i)
