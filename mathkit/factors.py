@@ -106,6 +106,6 @@ def _check(images: Tensor) -> None:
         )
     if not torch.is_floating_point(images):
         raise ValueError(f"expected float images in [-1, 1], got {images.dtype}; use x / 127.5 - 1")
-    low, high = float(images.min()), float(images.max())
+    low, high = (float(x) for x in images.detach().aminmax())
     if not (low >= -1.5 and high <= 1.5):
         raise ValueError(f"expected images in [-1, 1], got values from {low:.3g} to {high:.3g}")
