@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from . import analysis, neurons, treatment, weights
+from .factors import read_factors
 from .loading import load_model
 from .models import Model
 from .puppets import STRANGER, Posterior
@@ -160,7 +161,8 @@ def decide() -> None:
 
 def _decided_row(p: Model, truth: Posterior, seed: int, i: int, t: int) -> dict[str, Any]:
     """One sample at one t: how many completions show him, and the exact posterior's opinion."""
-    seen, xt = treatment.decided(p, seed, i, t)
+    ends, xt = treatment.completions(p, seed, i, t)
+    seen = read_factors(ends)[:, STRANGER]
     abar = float(p.alphas_cumprod[t])
     exact = {"exact": float(truth.stranger(xt, abar)), "ess": float(truth.ess(xt, abar))}
     row = {"index": i, "t": t, "shown": int((seen > 0.5).sum()), "of": len(seen)}

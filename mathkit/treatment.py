@@ -133,19 +133,18 @@ def untreated(p: Model, xt: Tensor, t: int, steps: int = 12) -> Tensor:
     return denoise(p, xt, t, steps).clamp(-1, 1)
 
 
-def decided(
+def completions(
     p: Model, seed: int, i: int, t: int, count: int = 16, steps: int = 12
 ) -> tuple[Tensor, Tensor]:
-    """P(Stranger | x_t) by trial: the share of `count` stochastic completions that show him.
+    """What may become of x_t, the state of sample (seed, i) at the grid time t: `count` endings.
 
-    x_t is the state of sample (seed, i) at the grid time t; every completion goes down with eta = 1
-    and its own noise. Returns (count,) probabilities read off the completions, of which the share
-    over one half is the estimate, and x_t (1, *shape). Cost: count * steps network calls.
+    Every ending goes down with eta = 1 and its own noise; the share that shows the Stranger is
+    P(Stranger | x_t) by trial. Returns the endings (count, *shape), clipped to [-1, 1], and x_t
+    (1, *shape). Cost: count * steps network calls.
     """
     xt = trajectory(p, seed, [i], t)
     many = xt.expand(count, *xt.shape[1:]).contiguous()
-    ends = denoise(p, many, t, steps, eta=1.0, seed=i, index=range(count)).clamp(-1, 1)
-    return read_factors(ends)[:, STRANGER], xt
+    return denoise(p, many, t, steps, eta=1.0, seed=i, index=range(count)).clamp(-1, 1), xt
 
 
 def region(cure: Tensor, level: float = 0.05, grow: int = 2) -> Tensor:

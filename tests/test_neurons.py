@@ -121,9 +121,10 @@ def test_a_sweep_gives_a_record_for_each_row_and_strength(p, cases, table):
     assert all(r["outcome"] in (0, 1, 2) and r["index"] == 0 for r in records)
 
 
-def test_completions_are_drawn_again_from_their_seeds(p):
-    grid = mk.timesteps(p, 39, 25)
-    chances, xt = treatment.decided(p, 2, 5, grid[1], count=3, steps=4)
-    assert chances.shape == (3,) and xt.shape == (1, 3, 64, 64)
-    again, _ = treatment.decided(p, 2, 5, grid[1], count=3, steps=4)
-    assert torch.equal(chances, again)
+def test_completions_are_drawn_again_from_their_seeds_and_differ(p):
+    t = mk.timesteps(p, 39, 25)[1]
+    ends, xt = treatment.completions(p, 2, 5, t, count=3, steps=4)
+    assert ends.shape == (3, 3, 64, 64) and torch.equal(xt, treatment.trajectory(p, 2, [5], t))
+    assert (ends[0] - ends[1]).abs().mean() > 0.01
+    more, _ = treatment.completions(p, 2, 5, t, count=4, steps=4)
+    assert torch.allclose(more[:3], ends, atol=1e-5)
