@@ -16,6 +16,11 @@ def p():
 
 
 @pytest.fixture(scope="module")
+def truth():
+    return puppets.Posterior()
+
+
+@pytest.fixture(scope="module")
 def frame():
     return puppets.render(puppets.sample_factors(1, seed=61))
 
@@ -74,9 +79,8 @@ def test_a_row_of_the_alice_table_is_what_she_gives_now(p):
     assert now == pytest.approx(table["factors"][i], abs=0.02), f"sample {i}"
 
 
-def test_a_row_of_her_derivative_is_what_it_was(p):
+def test_a_row_of_her_derivative_is_what_it_was(p, truth):
     row = random.choice(results.stored("alice")["derivative"])
-    truth = puppets.Posterior()
     now = analysis.derivative_row(p, truth, row["frame"], row["t"])
     for name in row.keys() & {"gain", "exact", "asymmetry", "error"}:
         assert now[name] == pytest.approx(row[name], rel=0.02, abs=0.01), (name, row)
@@ -97,14 +101,14 @@ def test_a_row_of_the_treatment_table_is_what_it_was(p):
         assert float(marks[mark][0]) == pytest.approx(stored[mark][j], rel=0.1, abs=0.02), (name, j)
 
 
-def test_a_row_of_when_he_is_decided_is_what_it_was(p):
+def test_a_row_of_when_he_is_decided_is_what_it_was(p, truth):
     table = results.stored("decided")
     row = random.choice(table["rows"])
     ends, xt = treatment.completions(p, table["seed"], row["index"], row["t"], row["of"])
     seen = mk.read_factors(ends)[:, puppets.STRANGER] > 0.5
     assert abs(int(seen.sum()) - row["shown"]) <= 1, row
     abar = float(p.alphas_cumprod[row["t"]])
-    assert float(puppets.Posterior().stranger(xt, abar)) == pytest.approx(row["exact"], abs=0.02)
+    assert float(truth.stranger(xt, abar)) == pytest.approx(row["exact"], abs=0.02)
 
 
 def test_a_row_of_the_neurons_is_what_it_was(p):
