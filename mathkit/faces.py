@@ -20,10 +20,11 @@ def load(name: str, count: int | None = None, data_home: str | Path | None = Non
     """A set of faces (N, channels, H, W) in [-1, 1]; the first `count` of them, default all.
 
     "lfw": 100 grey faces of 25 x 25 that come with scikit-image (Labeled Faces in the Wild);
-    "olivetti": 400 grey faces of 64 x 64, ten each of forty people, if scikit-learn's loader finds
-    them in data_home (default: its own, SCIKIT_LEARN_DATA or ~/scikit_learn_data); "puppets": fresh frames of the show without the
-    Stranger, 64 x 64 in colour, default 400. Nothing is downloaded. Raises ValueError for another
-    name or count, FileNotFoundError with the command that fetches the Olivetti faces.
+    "olivetti": 400 grey faces of 64 x 64, ten each of forty people, where scikit-learn's loader
+    finds them (data_home, default SCIKIT_LEARN_DATA or ~/scikit_learn_data); "puppets": frames of
+    the show without the Stranger, 64 x 64 in colour, default 400. Nothing is downloaded. Raises
+    ValueError for another name or count, FileNotFoundError with the command that fetches the
+    Olivetti faces.
     """
     if name not in SETS:
         raise ValueError(f"a set of faces is one of {', '.join(SETS)}, got {name!r}")
@@ -54,8 +55,8 @@ def _olivetti(home: str | Path | None) -> Tensor:
             found = fetch_olivetti_faces(data_home=folder, download_if_missing=False)
         except OSError as error:
             raise FileNotFoundError(
-                f"no Olivetti faces in {folder}. To fetch them (4 MB, once, with a network): python "
-                '-c "from sklearn.datasets import fetch_olivetti_faces as f; '
+                f"no Olivetti faces in {folder}. To fetch them (4 MB, once, with a network): "
+                'python -c "from sklearn.datasets import fetch_olivetti_faces as f; '
                 f'f(data_home={folder!r})"'
             ) from error
     return torch.tensor(found.images, dtype=torch.float32)

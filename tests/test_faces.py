@@ -1,15 +1,16 @@
 """Eigenfaces against scikit-learn's PCA, and the sets they are taken of."""
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
-from sklearn.datasets import get_data_home
 from sklearn.decomposition import PCA
 
 from mathkit import faces, grassmann, maps
 
-OLIVETTI = Path(get_data_home()) / "olivetti_py3.pkz"
+HOME = Path(os.environ.get("SCIKIT_LEARN_DATA", "~/scikit_learn_data")).expanduser()
+OLIVETTI = HOME / "olivetti_py3.pkz"
 
 
 @pytest.fixture(scope="module")
