@@ -10,6 +10,7 @@ from book.execute import code_cells
 
 STORY, MATH = "story", "math"
 FENCE = ":" * 7
+EXERCISES = "## Exercises"
 HEADING = re.compile(r"#{1,6} ")
 CODE_FENCE = re.compile(r"\s*(```|~~~)")
 CARD = """<a class="card" href="{name}.html">
@@ -46,17 +47,74 @@ def headings(source: str) -> str:
     return "\n\n".join(piece for piece in split_headings(source) if HEADING.match(piece))
 
 
+def level(piece: str) -> int:
+    """1 to 6 for a heading, 7 for anything else."""
+    return len(piece.split(" ")[0]) if HEADING.match(piece) else 7
+
+
+def without(pieces: list[str], heading: str) -> list[str]:
+    """The pieces less the section under `heading` (as "## Exercises"), itself included."""
+    kept, inside = [], False
+    for piece in pieces:
+        if level(piece) <= level(heading):
+            inside = piece.strip() == heading
+        if not inside:
+            kept.append(piece)
+    return kept
+
+
+def sections(cells: list[Any], heading: str) -> list[Any]:
+    """The cells less the section under `heading`, which may begin and end inside a cell."""
+    kept, inside = [], False
+    for cell in cells:
+        if cell.cell_type != "markdown":
+            kept += [] if inside else [cell]
+            continue
+        pieces = split_headings(cell.source)
+        marked = [heading, *pieces] if inside else pieces
+        ends = [piece for piece in marked if level(piece) <= level(heading)]
+        inside = bool(ends) and ends[-1].strip() == heading
+        cell.source = "\n\n".join(without(marked, heading))
+        kept += [cell] if cell.source else []
+    return kept
+
+
+def filled(cells: list[Any]) -> list[Any]:
+    """The cells without headings that have nothing beneath them; the title stays."""
+    kept: list[Any] = []
+    below = 1  # the level of what follows; the end closes every section
+    for cell in reversed(cells):
+        if cell.cell_type == "markdown":
+            left: list[str] = []
+            for piece in reversed(split_headings(cell.source)):
+                if level(piece) in (1, 7) or level(piece) < below:
+                    left, below = [piece, *left], level(piece)
+            cell.source = "\n\n".join(left)
+        else:
+            below = 7
+        kept += [cell] if cell.source else []
+    return kept[::-1]
+
+
 def chapter(nb: Any, cut: str | None = None) -> Any:
-    """The notebook as a page: story framed; with cut "math" or "story" the other kind left out."""
+    """The notebook as a page, story framed; with cut "math" or "story" the other kind left out.
+
+    The story cut folds its code away and has no exercises.
+    """
     dropped = {MATH: STORY, STORY: MATH}.get(cut or "")
-    cells = []
-    for cell in nb.cells:
-        gone = dropped in tags(cell)
-        if cell.cell_type == "markdown" and (gone or STORY in tags(cell)):
-            cell.source = headings(cell.source) if gone else told(cell.source)
-        if cell.source and not (gone and cell.cell_type == "code"):
-            cells.append(cell)
-    nb.cells = cells
+    cells = [cell for cell in nb.cells if cell.cell_type == "markdown" or dropped not in tags(cell)]
+    for cell in cells:
+        if cell.cell_type == "markdown" and dropped in tags(cell):
+            cell.source = headings(cell.source)
+    if cut == STORY:
+        cells = [c for c in sections(cells, EXERCISES) if c.cell_type == "markdown" or c.outputs]
+        for cell in (c for c in cells if c.cell_type == "code"):
+            cell.metadata["tags"] = [*cell.metadata.get("tags", []), "hide-input"]
+    cells = filled(cells) if dropped else cells
+    for cell in cells:
+        if cell.cell_type == "markdown" and STORY in tags(cell):
+            cell.source = told(cell.source)
+    nb.cells = [cell for cell in cells if cell.source]
     nb.metadata["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}
     return nb
 

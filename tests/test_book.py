@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 import mathkit as mk
 from book import build, pages, reference, scan
@@ -119,10 +119,50 @@ def test_a_cut_leaves_the_other_kind_out(cut, gone):
     cells = [
         new_markdown_cell("# Title\n\nOnce.", metadata=story),
         new_markdown_cell("Proof.", metadata=math),
-        new_code_cell("shared = 1"),
+        new_code_cell("shared = 1", outputs=[new_output("stream", name="stdout", text="x")]),
     ]
     text = "\n".join(cell.source for cell in pages.chapter(new_notebook(cells=cells), cut).cells)
     assert gone not in text and "# Title" in text and "shared = 1" in text
+
+
+def cut_book(cut):
+    story, math = {"tags": ["story"]}, {"tags": ["math"]}
+    shown = [new_output("stream", name="stdout", text="x")]
+    cells = [
+        new_markdown_cell("# Title\n\nA strip."),
+        new_code_cell("import os"),
+        new_markdown_cell("## Proof\n\nP.", metadata=math),
+        new_code_cell("m = 1", metadata=math, outputs=shown),
+        new_markdown_cell("## Interlude\n\nOnce.", metadata=story),
+        new_markdown_cell("## Deep\n\nD.", metadata=math),
+        new_markdown_cell("Beneath it, for all."),
+        new_code_cell("draw()", outputs=shown),
+        new_markdown_cell("## Summary\n\n* S.\n\n## Exercises\n\nReplace."),
+        new_markdown_cell("### Exercise 1 (2 minutes): one\n\n```python\n# no heading\n```"),
+        new_code_cell("answer_1 = ...", outputs=shown),
+        new_markdown_cell("## References\n\n* R."),
+    ]
+    return pages.chapter(new_notebook(cells=cells), cut).cells
+
+
+def test_the_story_cut_reads_as_a_whole():
+    """No bare headings, no exercises, code only where it shows something, and that folded."""
+    cells = cut_book("story")
+    heads = re.findall(r"^#+ (\w+)", "\n".join(c.source for c in cells), re.M)
+    assert heads == ["Title", "Interlude", "Deep", "Summary", "References"]
+    code = [c for c in cells if c.cell_type == "code"]
+    assert [c.source for c in code] == ["draw()"] and "hide-input" in code[0].metadata["tags"]
+
+
+def test_the_mathematics_cut_reads_as_a_whole():
+    text = "\n".join(cell.source for cell in cut_book("math"))
+    assert "Interlude" not in text and "Once" not in text
+    for kept in ("import os", "P.", "m = 1", "D.", "Exercise 1", "answer_1", "* R."):
+        assert kept in text
+
+
+def test_the_whole_book_keeps_every_cell():
+    assert len(cut_book(None)) == 12
 
 
 def test_the_lab_never_overwrites(tmp_path, monkeypatch):
