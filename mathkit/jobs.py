@@ -229,7 +229,7 @@ JOBS: dict[str, tuple[Callable[[], None], int]] = {
     "alice": (alice, 15),
     "settings": (choose_settings, 6),
     "treatment": (treat_test, 25),
-    "decided": (decide, 12),
-    "neurons": (meet_neurons, 10),
-    "neuron_off": (switch_off, 20),
+    "decided": (decide, 15),
+    "neurons": (meet_neurons, 15),
+    "neuron_off": (switch_off, 40),
 }
