@@ -407,3 +407,30 @@ def test_subspace_iteration_warns_when_it_did_not_converge():
     with pytest.warns(RuntimeWarning, match="more iters"):
         r = mk.subspace_iteration(mk.matrix(M), 4, iters=2)
     torch.testing.assert_close(r.residuals, residuals(M, r), atol=1e-10, rtol=1e-8)
+
+
+def crowded():
+    """Values that fall slowly behind the first, as those of a bottleneck do."""
+    i = torch.arange(128.0)
+    return 0.4 / (1 + 0.12 * i) + 0.6 * (i == 0)
+
+
+def test_a_value_that_the_start_hardly_holds_is_not_skipped():
+    s = crowded()
+    r = mk.svd(mk.matrix(torch.diag(s) @ torch.eye(128, 600)), 12, seed=23)
+    assert (r.S - s[:12]).abs().max() <= 2e-3
+
+
+def test_without_a_look_at_later_values_it_would_be(monkeypatch):
+    """Planted: the residuals of the top k alone are content with the thirteenth value."""
+
+    def alone(self, k):
+        if self.size < k:
+            return float("inf")
+        _, S, _, rest = self.ritz(k)
+        return float(rest.norm(dim=0).max() / S[0]) if len(rest) else 0.0
+
+    monkeypatch.setattr(spectral._Krylov, "residual", alone)
+    s = crowded()
+    r = mk.svd(mk.matrix(torch.diag(s) @ torch.eye(128, 600)), 12, seed=23)
+    assert (r.S - s[:12]).abs().max() > 5e-3
