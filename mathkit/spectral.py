@@ -212,8 +212,8 @@ class _Krylov:
         return P[:, :k], S, Q[:k], self.C @ P[:, :k]
 
     def residual(self, k: int) -> float:
-        """The worst residual of the top k, in units of s_1, or what one of the next three values may
-        rise above s_k: some singular value lies within its own residual of it."""
+        """The worst residual of the top k, in units of s_1, or what one of the next three values
+        may rise above s_k: some singular value lies within its own residual of it."""
         if self.size < k:
             return math.inf
         _, S, _, rest = self.ritz(self.size)
