@@ -3,11 +3,13 @@
 import base64
 import html
 import re
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from book.execute import code_cells
 
+Piece = tuple[Any, str]  # a cell, and a part of its source
 STORY, MATH = "story", "math"
 FENCE = ":" * 7
 EXERCISES = "## Exercises"
@@ -43,56 +45,49 @@ def told(source: str) -> str:
     return "\n\n".join(p if HEADING.match(p) else frame.replace("{}", p) for p in pieces)
 
 
-def headings(source: str) -> str:
-    return "\n\n".join(piece for piece in split_headings(source) if HEADING.match(piece))
-
-
-def level(piece: str) -> int:
+def level(piece: Piece) -> int:
     """1 to 6 for a heading, 7 for anything else."""
-    return len(piece.split(" ")[0]) if HEADING.match(piece) else 7
+    cell, text = piece
+    return len(text.split(" ")[0]) if cell.cell_type == "markdown" and HEADING.match(text) else 7
 
 
-def without(pieces: list[str], heading: str) -> list[str]:
+def apart(cells: list[Any]) -> list[Piece]:
+    """Every cell as its pieces: markdown split at its headings, code whole."""
+    whole = (
+        (c, split_headings(c.source) if c.cell_type == "markdown" else [c.source]) for c in cells
+    )
+    return [(cell, text) for cell, texts in whole for text in texts]
+
+
+def together(pieces: list[Piece]) -> list[Any]:
+    """The cells of the pieces, each with what is left of it."""
+    cells = []
+    for _, group in groupby(pieces, key=lambda piece: id(piece[0])):
+        (cell, *_), texts = zip(*group, strict=True)
+        cell.source = "\n\n".join(texts)
+        cells.append(cell)
+    return cells
+
+
+def without(pieces: list[Piece], heading: str) -> list[Piece]:
     """The pieces less the section under `heading` (as "## Exercises"), itself included."""
     kept, inside = [], False
     for piece in pieces:
-        if level(piece) <= level(heading):
-            inside = piece.strip() == heading
+        if level(piece) <= heading.index(" "):
+            inside = piece[1] == heading
         if not inside:
             kept.append(piece)
     return kept
 
 
-def sections(cells: list[Any], heading: str) -> list[Any]:
-    """The cells less the section under `heading`, which may begin and end inside a cell."""
-    kept, inside = [], False
-    for cell in cells:
-        if cell.cell_type != "markdown":
-            kept += [] if inside else [cell]
-            continue
-        pieces = split_headings(cell.source)
-        marked = [heading, *pieces] if inside else pieces
-        ends = [piece for piece in marked if level(piece) <= level(heading)]
-        inside = bool(ends) and ends[-1].strip() == heading
-        cell.source = "\n\n".join(without(marked, heading))
-        kept += [cell] if cell.source else []
-    return kept
-
-
-def filled(cells: list[Any]) -> list[Any]:
-    """The cells without headings that have nothing beneath them; the title stays."""
-    kept: list[Any] = []
-    below = 1  # the level of what follows; the end closes every section
-    for cell in reversed(cells):
-        if cell.cell_type == "markdown":
-            left: list[str] = []
-            for piece in reversed(split_headings(cell.source)):
-                if level(piece) in (1, 7) or level(piece) < below:
-                    left, below = [piece, *left], level(piece)
-            cell.source = "\n\n".join(left)
-        else:
-            below = 7
-        kept += [cell] if cell.source else []
+def filled(pieces: list[Piece]) -> list[Piece]:
+    """The pieces without headings that have nothing beneath them; the title stays."""
+    kept, below = [], 1  # the level of what follows; the end closes every section
+    for piece in reversed(pieces):
+        own = level(piece)
+        if own in (1, 7) or own < below:
+            kept.append(piece)
+            below = own
     return kept[::-1]
 
 
@@ -102,21 +97,26 @@ def chapter(nb: Any, cut: str | None = None) -> Any:
     The story cut folds its code away and has no exercises.
     """
     dropped = {MATH: STORY, STORY: MATH}.get(cut or "")
-    cells = [cell for cell in nb.cells if cell.cell_type == "markdown" or dropped not in tags(cell)]
-    for cell in cells:
-        if cell.cell_type == "markdown" and dropped in tags(cell):
-            cell.source = headings(cell.source)
-    if cut == STORY:
-        cells = [c for c in sections(cells, EXERCISES) if c.cell_type == "markdown" or c.outputs]
-        for cell in (c for c in cells if c.cell_type == "code"):
-            cell.metadata["tags"] = [*cell.metadata.get("tags", []), "hide-input"]
-    cells = filled(cells) if dropped else cells
-    for cell in cells:
+    if dropped:
+        nb.cells = together(filled(remaining(nb.cells, dropped)))
+    for cell in nb.cells:
         if cell.cell_type == "markdown" and STORY in tags(cell):
             cell.source = told(cell.source)
-    nb.cells = [cell for cell in cells if cell.source]
+        if cell.cell_type == "code" and cut == STORY:
+            cell.metadata["tags"] = [*cell.metadata.get("tags", []), "hide-input"]
+    nb.cells = [cell for cell in nb.cells if cell.source]
     nb.metadata["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}
     return nb
+
+
+def remaining(cells: list[Any], dropped: str) -> list[Piece]:
+    """What a cut leaves: of cells tagged `dropped` the headings alone; in the story also neither
+    exercises nor code that shows nothing."""
+    pieces = [p for p in apart(cells) if dropped not in tags(p[0]) or level(p) < 7]
+    if dropped == STORY:
+        return pieces
+    shown = [p for p in pieces if p[0].cell_type == "markdown" or p[0].outputs]
+    return without(shown, EXERCISES)
 
 
 def title(nb: Any, name: str) -> str:

@@ -16,7 +16,7 @@ from .factors import read_factors
 from .hspace import At, encoder, inject
 from .models import Model
 from .puppets import STRANGER
-from .treatment import Cases, judge, trajectory, untreated
+from .treatment import Cases, judge, record, trajectory, untreated
 
 TIME, STEPS = 957, 24  # the first grid time below pure noise, and the network calls from there
 TRIAL, KIND = 8.0, 0.15  # strength at which every neuron is tried, and the side effect allowed
@@ -133,7 +133,6 @@ def sweep(
     for name, dh in edits(table, case.index[0]).items():
         for s in STRENGTHS[name]:
             marks = judge(case, edited(p, case, dh, s), limit, unrelated)
-            record: dict[str, Any] = {k: round(float(v[0]), 4) for k, v in marks.items()}
-            record["outcome"] = int(marks["outcome"][0])
-            records.append({"row": name, "index": case.index[0], "strength": s} | record)
+            head = {"row": name, "index": case.index[0], "strength": s}
+            records.append(head | record(marks, 0))
     return records

@@ -306,12 +306,15 @@ def sweep(
             repeated = _repeat(case, len(images))
             marks = judge(repeated, images, limit, unrelated)
             for j, s in enumerate(strengths(row)):
-                record: dict[str, Any] = {
-                    name: round(float(value[j]), 4) for name, value in marks.items()
-                }
-                record["outcome"] = int(marks["outcome"][j])
-                records.append({"row": row.name, "index": case.index[0], "strength": s} | record)
+                head = {"row": row.name, "index": case.index[0], "strength": s}
+                records.append(head | record(marks, j))
     return records
+
+
+def record(marks: dict[str, Tensor], j: int) -> dict[str, Any]:
+    """The marks of case j as plain numbers of four digits, the outcome as an integer."""
+    plain: dict[str, Any] = {name: round(float(value[j]), 4) for name, value in marks.items()}
+    return plain | {"outcome": int(marks["outcome"][j])}
 
 
 def _repeat(case: Cases, n: int) -> Cases:
