@@ -276,8 +276,9 @@ def info() -> Info:
 
     Cost: one hash of data/ (at most 24 MB), no pass.
     """
-    names = ["mathkit", "torch", "diffusers", "safetensors", "huggingface_hub", "numpy"]
+    names = ["mathkit", "diffusers", "safetensors", "huggingface_hub", "numpy"]
     facts = Info({"python": platform.python_version(), "system": platform.platform()})
+    facts["torch"] = torch.__version__  # with its build, as in 2.13.0+cu130
     facts |= {name: _version(name) for name in names}
     cuda = torch.cuda.is_available()
     facts["device"] = f"cuda: {torch.cuda.get_device_name()}" if cuda else "cpu"
