@@ -11,8 +11,9 @@ from torch import Tensor
 
 from . import puppets, scores
 from .diffusion import posterior_mean, sample
+from .faces import eigenfaces
 from .factors import read_factors, read_features
-from .maps import jacobian, matrix
+from .maps import jacobian
 from .models import Model
 from .puppets import CONTINUOUS, STRANGER, Posterior
 from .spectral import svd
@@ -113,8 +114,7 @@ def overlap(a: Tensor, b: Tensor) -> float:
 @functools.lru_cache(maxsize=4)
 def eigenpuppets(truth: Posterior, k: int, count: int = 2000) -> Tensor:
     """The top k principal axes of the show's frames, (k, 3, size, size)."""
-    frames = truth.bank[:count].float()
-    return svd(matrix(frames - frames.mean(0)), k).V.reshape(k, *truth.shape)
+    return eigenfaces(truth.bank[:count].float(), k, tol=1e-3).axes.reshape(k, *truth.shape)
 
 
 def derivative_card(rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:

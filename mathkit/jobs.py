@@ -151,8 +151,8 @@ def decide() -> None:
     """When the Stranger is decided: P(Stranger | x_t) of ten ill and ten healthy samples over t."""
     p, seed = load_model("alice"), 1
     truth = Posterior()
-    ill, looked = find_ill("neurons_ill", p, seed, 10, EDIT_TIME)
-    healthy = [i for i in range(looked) if i not in ill][:10]
+    known = settings()["development"]  # the first ill ones of this seed, in order
+    ill, healthy = known[:10], [i for i in range(known[-1]) if i not in known][:10]
     points = [(i, t) for i in ill + healthy for t in DECIDED_TIMES]
     answers = job("decided", points, lambda at: _decided_row(p, truth, seed, *at))
     head = {"seed": seed, "ill": ill, "healthy": healthy, "times": list(DECIDED_TIMES)}
@@ -190,7 +190,8 @@ def meet_neurons() -> None:
 def try_neuron(p: Model, cases: treatment.Cases, channel: int) -> dict[str, float]:
     """Mean P(Stranger) and mean side effect of one neuron scaled by 1 - neurons.TRIAL."""
     y = neurons.edited(p, cases, neurons.silenced(channel), neurons.TRIAL)
-    marks = treatment.judge(cases, y, settings()["limit"], unrelated_distance())
+    chosen = settings()
+    marks = treatment.judge(cases, y, chosen["limit"], chosen["unrelated"])
     return {k: round(float(marks[k].mean()), 4) for k in ("p", "side")}
 
 
@@ -201,7 +202,7 @@ def switch_off() -> None:
     """
     p, met, chosen = load_model("alice"), stored("neurons"), settings()
     known = stored("treatment")
-    shared = (chosen["limit"], unrelated_distance())
+    shared = (chosen["limit"], chosen["unrelated"])
 
     def treat(i: int) -> list[dict[str, Any]]:
         case = treatment.admit(p, known["seed"], [i], neurons.TIME, neurons.STEPS)

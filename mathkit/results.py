@@ -85,6 +85,7 @@ def job(name: str, items: Sequence[Any], work: Callable[[Any], Any]) -> list[Any
 
 
 def processes() -> tuple[int, int]:
+    """(rank, world) under torchrun, else (0, 1)."""
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
@@ -106,6 +107,7 @@ def publish(name: str, table: dict[str, Any], answers: Sequence[Any]) -> None:
 
 
 def write_card(path: str, metrics: dict[str, Any]) -> None:
+    """Put the measured metrics of a weights file into the manifest (the first process does)."""
     if processes()[0] > 0:
         return
     folder = weights.clone()
