@@ -34,6 +34,7 @@ from .results import (
     unrelated_distance,
     write_card,
 )  # fmt: skip
+from .sweeps import SEEDS, SWEEPS, row
 
 BAR = "Strangers 12 to 18 %, each KS at most .10, correlation at most .1, Frechet ratio at most 10"
 GRID = (0.005, 0.015, 0.035, 0.08, 0.2, 0.5, 1.0)
@@ -213,6 +214,22 @@ def switch_off() -> None:
     publish("neuron_off", head | {"rows": _columns(cases, neurons.STRENGTHS)}, cases)
 
 
+def toys() -> None:
+    """The sweeps of toy models: every figure of the paper, five seeds each."""
+    items = [(name, seed) for name in SWEEPS for seed in SEEDS]
+
+    def work(item: Sequence[Any]) -> list[dict[str, Any]]:
+        sweep = SWEEPS[item[0]]
+        return [row(sweep, kind, item[1]) for kind in sweep.kinds]
+
+    answers = job("superposition", items, work)
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in SWEEPS}
+    for answer in answers:
+        rows[answer["item"][0]] += answer["rows"]
+    described = {name: dataclasses.asdict(sweep) for name, sweep in SWEEPS.items()}
+    publish("superposition", {"sweeps": described, "rows": rows}, answers, weights_used=False)
+
+
 def _columns(cases: Sequence[Any], names: Iterable[str]) -> dict[str, list[dict[str, Any]]]:
     """Row -> one entry a strength: the strength, and each mark as a list over the samples."""
     table: dict[str, list[dict[str, Any]]] = {}
@@ -233,4 +250,5 @@ JOBS: dict[str, tuple[Callable[[], None], int]] = {
     "decided": (decide, 15),
     "neurons": (meet_neurons, 15),
     "neuron_off": (switch_off, 40),
+    "superposition": (toys, 60),
 }

@@ -15,6 +15,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 from torch import Tensor
@@ -162,6 +163,37 @@ def ellipse(
 
 
 @style.styled
+def stage(A: Tensor, V: Tensor, reach: float, title: str = "", *, ax: Axes | None = None) -> Axes:
+    """What A (2, 2) makes of the unit circle, of a small puppet in it, and of v_1, v_2 (rows of V).
+
+    reach: half the height of the picture. Raises ValueError on other shapes.
+    """
+    a, v = style.numbers(A), style.numbers(V)
+    if a.shape != (2, 2) or v.shape != (2, 2):
+        raise ValueError(f"stage takes A (2, 2) and V (2, 2), got {a.shape}, {v.shape}")
+    ax = _axes(ax, style.WIDTH / 1.8, title)
+    ax.axhline(0, color=style.FAINT, lw=1)
+    ax.axvline(0, color=style.FAINT, lw=1)
+    angle = np.linspace(0, 2 * np.pi, 91)
+    circle = np.stack([np.cos(angle), np.sin(angle)])
+    smile = np.stack([np.cos(angle[45:]), np.sin(angle[45:])])[:, 6:-6]
+    hat = np.array([[-0.3, 0.0, 0.3, -0.3], [0.42, 0.95, 0.42, 0.42]])
+    ax.plot(*circle, color=style.GREY, lw=1, ls="--")
+    ax.plot(*(a @ circle), color=style.INK, lw=1.5)
+    ax.fill(*(a @ hat), color=style.FAINT)
+    for shape in (0.45 * circle, 0.25 * smile, hat):
+        ax.plot(*(a @ shape), color=style.GREY, lw=1.5)
+    ax.plot(*(a @ np.array([[-0.16, 0.16], [0.12, 0.12]])), "o", color=style.GREY, ms=4)
+    for i, colour in enumerate((style.ACCENT, style.BLUE)):
+        tip = a @ v[i]
+        if np.hypot(*tip) > 0.02 * reach:
+            _arrow(ax, tip, colour, f"{i + 1}", 0.1 * reach * (1 - 2 * i), "-")
+    ax.set(aspect="equal", xlim=(-1.8 * reach, 1.8 * reach), ylim=(-reach, reach))
+    ax.axis("off")
+    return ax
+
+
+@style.styled
 def heat(
     M: Tensor,
     *,
@@ -202,6 +234,40 @@ def heat(
     if m.shape[1] <= 10 and m.shape[0] <= 12:
         _values(ax, m, digits, 0.5 * top)
     return ax
+
+
+@style.styled
+def features(
+    W: Tensor,
+    labels: Sequence[Any] | None = None,
+    *,
+    ax: Axes | None = None,
+    columns: int = 5,
+    reach: float = 1.4,
+    title: str = "",
+) -> Axes:
+    """The columns of each W (B, 2, n) as rays from a common point, one panel each, a label under.
+
+    Feature 0 is the darkest. reach: half the panel's width, in the units of W. Raises ValueError on
+    other shapes.
+    """
+    rays = style.numbers(W)
+    if rays.ndim != 3 or rays.shape[1] != 2:
+        raise ValueError(f"features takes W (B, 2, n), got {rays.shape}")
+    columns = max(2, min(columns, len(rays)))
+    lines = _labels(labels, len(rays), style.WIDTH / columns)
+    below = 0.2 * max((t.count("\n") + 1 for t in lines if t), default=0) * columns / style.WIDTH
+    step, count = (1.05, 1.05 + below), math.ceil(len(rays) / columns)
+    ax = _axes(ax, style.WIDTH * step[1] * count / (step[0] * columns), title)
+    colours = style.UNSIGNED(np.linspace(0.95, 0.4, rays.shape[2]))
+    for i, (W_i, text) in enumerate(zip(rays, lines, strict=True)):
+        x, y = step[0] * (i % columns) + 0.5, -step[1] * (i // columns) - 0.5
+        ax.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor="none", edgecolor=style.FAINT))
+        for (a, b), colour in zip(W_i.T / (2 * reach), colours, strict=True):
+            ax.plot([x, x + a], [y, y + b], color=colour, lw=2)
+            ax.plot(x + a, y + b, "o", color=colour, ms=5)
+        ax.text(x, y - 0.52, text, ha="center", va="top", fontsize=10)
+    return _frame(ax, step[0] * columns - 0.05, step[1] * count - 0.05)
 
 
 @style.styled

@@ -32,12 +32,15 @@ PRIMARY, CONTROL = "masked mean, projected", "random, best of 6"
 
 
 def stored(name: str) -> dict[str, Any]:
-    """The stored table data/results/NAME.json; ValueError where its weights are not the shipped."""
+    """The stored table data/results/NAME.json; ValueError where its weights are not the shipped.
+
+    A table measured without weights (None) is always good.
+    """
     for folder in weights.folders():
         path = folder / "results" / f"{name}.json"
         if path.is_file():
             table = json.loads(path.read_text())
-            if table["weights"] != fingerprint():
+            if table["weights"] not in (None, fingerprint()):
                 raise ValueError(
                     f"{path} was measured on other weights ({table['weights'][:12]}) than the "
                     f"shipped ones ({fingerprint()[:12]}): run `make results`"
@@ -89,13 +92,15 @@ def processes() -> tuple[int, int]:
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
-def publish(name: str, table: dict[str, Any], answers: Sequence[Any]) -> None:
+def publish(
+    name: str, table: dict[str, Any], answers: Sequence[Any], weights_used: bool = True
+) -> None:
     """Write data/results/NAME.json with its provenance (the first process does)."""
     if processes()[0] > 0:
         return
     head = {
         "command": f"python -m mathkit results {name}",
-        "weights": fingerprint(),
+        "weights": fingerprint() if weights_used else None,
         "torch": torch.__version__.split("+")[0],
         "python": platform.python_version(),
         "seconds": round(sum(a["seconds"] for a in answers)),

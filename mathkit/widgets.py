@@ -8,16 +8,20 @@
 """
 
 import html
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import ipywidgets as W
 import matplotlib.pyplot as plt
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from mathkit import plot
+from mathkit.maps import matrix
+from mathkit.spectral import svd
 
 FRAME, TOTAL = 60_000, 600_000  # bytes of a picture, and of all in one flipbook
 
@@ -104,6 +108,45 @@ def flipbook(
     box = W.VBox([play, slider, stack, W.HTML(_paragraph(describe))])
     box.play, box.slider, box.stack = play, slider, stack
     return box
+
+
+def rotate_stretch_rotate(M: Tensor, pages: int = 6, **flipbook_options: Any) -> W.VBox:
+    """A flipbook of a real 2 x 2 matrix M = U^T diag(S) V in three acts, `pages` pictures each.
+
+    V turns v_1, v_2 into the axes, diag(S) stretches along the axes, U^T turns them to u_1, u_2.
+    Where M mirrors the plane (det M < 0), the second stretch is -s_2, so that both turns are
+    rotations. Raises ValueError for another shape.
+    """
+    if M.shape != (2, 2):
+        raise ValueError(f"rotate_stretch_rotate takes a matrix (2, 2), got {tuple(M.shape)}")
+    names, stages, V = _acts(M.double(), pages)
+    reach = 1.15 * max(1.0, float(torch.linalg.matrix_norm(M, 2)))
+    frames = (plot.stage(A, V, reach, name) for name, A in zip(names, stages, strict=True))
+    return flipbook(frames, "", values=names, **flipbook_options)
+
+
+def _acts(M: Tensor, pages: int) -> tuple[list[str], list[Tensor], Tensor]:
+    """The name of each page, the matrix that has acted by then (the last is M), and V."""
+    U, S, V = svd(matrix(M), 2)
+    for rows in (U, V):
+        rows[1] *= torch.linalg.det(rows).sign()
+    turns = [math.atan2(float(turn[1, 0]), float(turn[0, 0])) for turn in (V, U.T)]
+    acts: dict[str, float | Tensor]
+    acts = {"rotate": turns[0], "stretch": torch.diag(U @ M @ V.T), "rotate again": turns[1]}
+    names, stages = ["before"], [torch.eye(2, dtype=M.dtype)]
+    for name, act in acts.items():
+        done = stages[-1]
+        names += [f"{name} {i + 1}/{pages}" for i in range(pages)]
+        stages += [_part(act, (i + 1) / pages) @ done for i in range(pages)]
+    return names, stages, V
+
+
+def _part(act: float | Tensor, share: float) -> Tensor:
+    """A share of a rotation (an angle) or of a stretch along the axes (two factors)."""
+    if isinstance(act, Tensor):
+        return torch.diag(1 + share * (act - 1))
+    c, s = math.cos(share * act), math.sin(share * act)
+    return torch.tensor([[c, -s], [s, c]], dtype=torch.float64)
 
 
 def _knob(name: str, spec: Any) -> Any:

@@ -33,7 +33,7 @@ ROWS = [
     "loading diffusion hspace factors",
     "scores",
     "treatment analysis",
-    "neurons",
+    "neurons sweeps",
     "results",
     "jobs",
     "training atlas",

@@ -57,6 +57,14 @@ def two_spectra():
 
 GALLERY = {
     "row": lambda: plot.row(images(8), [f"t = {t}" for t in range(900, 100, -100)], title="Noise"),
+    "stage": lambda: plot.stage(
+        torch.tensor([[0.8, 0.0], [1.0, 1.2]]), torch.eye(2), 1.8, "Stretched and turned"
+    ),
+    "features": lambda: plot.features(
+        torch.stack([rand(2, 5, seed=i) - 0.5 for i in range(7)]),
+        [f"p = {p}" for p in (1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01)],
+        title="Five features",
+    ),
     "row wrapped": lambda: plot.row(images(20), torch.linspace(0, 1, 20), title="Doses"),
     "row long labels": lambda: plot.row(
         images(3), ["untreated", "a cure that went wrong", "cured"]
@@ -321,6 +329,8 @@ def test_colour_maps_darken_evenly_away_from_zero(half):
         (lambda: plot.row(images(2), ["one"]), "2 images need 2 labels; got 1"),
         (lambda: plot.cards(images(2), rand(2, 3), NAMES), "7 names"),
         (lambda: plot.ellipse(torch.eye(3), torch.ones(3), torch.eye(3)), r"U \(2, 2\)"),
+        (lambda: plot.stage(torch.eye(3), torch.eye(2), 1), r"A \(2, 2\) and V"),
+        (lambda: plot.features(torch.zeros(2, 5)), r"W \(B, 2, n\)"),
         (lambda: plot.heat(-torch.ones(2, 2)), "signed=True"),
         (lambda: plot.spectrum(torch.tensor([1.0, torch.inf])), "infinite"),
         (lambda: plot.picture(images(2)), "one image"),

@@ -51,6 +51,12 @@ def test_a_table_of_other_weights_is_refused(scratch):
         results.stored("squares")
 
 
+def test_a_table_that_used_no_weights_outlives_them(scratch):
+    results.publish("sums", {"rows": [3]}, [], weights_used=False)
+    weights.write_manifest(scratch / "data", [{"path": "new", "sha256": "1" * 64}])
+    assert results.stored("sums")["rows"] == [3]
+
+
 def test_what_is_not_there_says_how_to_make_it(scratch):
     with pytest.raises(FileNotFoundError, match="make results"):
         results.stored("nothing")

@@ -184,3 +184,28 @@ def test_what_does_not_match_is_refused(kwargs):
 def test_one_frame_is_no_flipbook():
     with pytest.raises(ValueError, match="2 frames or more"):
         widgets.flipbook(images(1))
+
+
+# --- rotate, stretch, rotate ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "rows", [[[3, 0], [4, 5]], [[1, 2], [0.5, -1]], [[1, 1], [1, 1]], [[0, 0], [0, 0]]]
+)
+def test_two_rotations_and_a_stretch_make_the_matrix(rows):
+    M = torch.tensor(rows, dtype=torch.float64)
+    names, stages, V = widgets._acts(M, 5)
+    assert len(names) == len(stages) == 16 and torch.equal(stages[0], torch.eye(2).double())
+    assert torch.allclose(stages[-1], M, atol=1e-3 * float(M.norm() + 1e-9))
+    assert torch.allclose(stages[5] @ V.T, torch.eye(2).double(), atol=1e-6)  # V: v_i to axis i
+    for A in (stages[3], stages[5]):
+        assert torch.allclose(A @ A.T, torch.eye(2).double()) and torch.linalg.det(A) > 0
+    turned = stages[13] @ torch.linalg.inv(stages[10]) if torch.linalg.det(M) else torch.eye(2)
+    assert torch.allclose(turned @ turned.T, torch.eye(2).to(turned))
+
+
+def test_the_three_acts_are_a_flipbook():
+    box = widgets.rotate_stretch_rotate(torch.tensor([[3.0, 0.0], [4.0, 5.0]]), pages=2, start=1)
+    assert len(box.stack.children) == 7 and box.slider.label == "rotate 1/2"
+    with pytest.raises(ValueError, match=r"\(2, 2\), got \(3, 3\)"):
+        widgets.rotate_stretch_rotate(torch.eye(3))
