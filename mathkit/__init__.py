@@ -10,10 +10,13 @@ from mathkit.diffusion import sample as sample
 from mathkit.diffusion import timesteps as timesteps
 from mathkit.factors import read_factors as read_factors
 from mathkit.grassmann import project_out as project_out
+from mathkit.grassmann import transport as transport
 from mathkit.hspace import encoder as encoder
 from mathkit.hspace import guide as guide
 from mathkit.hspace import inject as inject
 from mathkit.hspace import move as move
+from mathkit.hspace import normalise as normalise
+from mathkit.hspace import shoot as shoot
 from mathkit.loading import load_model as load_model
 from mathkit.maps import LinearMap as LinearMap
 from mathkit.maps import check_adjoint as check_adjoint

@@ -16,8 +16,15 @@ from mathkit.spectral import svd
 SETS = ("lfw", "olivetti", "puppets")
 
 
-def load(name: str, count: int | None = None, data_home: str | Path | None = None) -> Tensor:
+def load(
+    name: str,
+    count: int | None = None,
+    data_home: str | Path | None = None,
+    size: int | None = None,
+) -> Tensor:
     """A set of faces (N, channels, H, W) in [-1, 1]; the first `count` of them, default all.
+
+    size: height and width, by averaging over areas; default as they are.
 
     "lfw": 100 grey faces of 25 x 25 that come with scikit-image (Labeled Faces in the Wild);
     "olivetti": 400 grey faces of 64 x 64, ten each of forty people, where scikit-learn's loader
@@ -32,11 +39,14 @@ def load(name: str, count: int | None = None, data_home: str | Path | None = Non
         raise ValueError(f"expected count >= 2 faces, got {count}")
     if name == "puppets":
         q = puppets.sample_factors(count or 400, seed=9, stranger=0)
-        return torch.cat([puppets.render(part) for part in q.split(200)])
-    images = _lfw() if name == "lfw" else _olivetti(data_home)
+        images = torch.cat([puppets.render(part) for part in q.split(200)])
+    else:
+        images = 2 * (_lfw() if name == "lfw" else _olivetti(data_home))[:, None] - 1
     if count is not None and count > len(images):
         raise ValueError(f"{name} holds {len(images)} faces, {count} were asked for")
-    return 2 * images[:count, None] - 1
+    if size is None:
+        return images[:count]
+    return torch.nn.functional.interpolate(images[:count], size, mode="area")
 
 
 def _lfw() -> Tensor:

@@ -16,6 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .grassmann import carry
+from .maps import jacobian
+from .spectral import svd
+
 At = Callable[[Tensor], Tensor]
 _act: ContextVar[At | None] = ContextVar("at_bottleneck", default=None)
 
@@ -124,6 +128,72 @@ def guide(p: Any, xt: Tensor, t: int, v: Tensor, strength: float, steps: int) ->
     return torch.stack(path)
 
 
+def shoot(
+    f: At, xt: Tensor, v: Tensor, strength: float, steps: int, k: int, lift: str = "isometry"
+) -> Tensor:
+    """Geodesic shooting with re-projection (2302.12469): x <- x + c v, v carried on each time.
+
+    After every step the direction's image u is projected on the span of the new point's top k left
+    singular vectors of f and lifted back by `transport`'s rule: lift "isometry" as published, or
+    "pinv", which follows the geodesic of the pulled-back metric (the lift of a straight line in
+    h). c is such that |x - x_t| = |strength| |x_t| i / steps at [i]; the norm is free. v starts as
+    it is given, with u = J v / |J v|. Gives (steps + 1, B, *in). Cost for each item and step after
+    the first: one `svd` of rank k. Raises ValueError for another lift, v = 0 or of other shape,
+    steps < 1, or where nothing of u is left.
+    """
+    v = _unit(xt, v) * math.copysign(1.0, strength)
+    paths = [
+        _shot(f, x[None], w[None], _strengths(abs(strength), steps, math.inf), k, lift)
+        for x, w in zip(xt, v, strict=True)
+    ]
+    return torch.cat(paths, 1)
+
+
+def _shot(f: At, xt: Tensor, v: Tensor, lengths: list[float], k: int, lift: str) -> Tensor:
+    size, e = _norm(xt), torch.zeros_like(xt)
+    u = jacobian(f, xt).push(v)
+    path = [xt]
+    for i, s in enumerate(lengths[1:]):
+        if i:
+            r = svd(jacobian(f, xt + e), k)
+            v, u = (item[None] for item in carry(u[0], r, lift))
+        e = _to_sphere(e, v, s * size)
+        path.append(xt + e)
+    return torch.stack(path)
+
+
+def normalise(
+    p: Any, y: Tensor, t: int, like: Tensor, kappa: float = 0.99, channels: bool = False
+) -> Tensor:
+    """The artifact normalisation of 2302.12469 (eq. 4) of edited y (..., *in) at t: the same shape.
+
+    E' is the posterior mean of y with the mean and the standard deviation over all pixels (over
+    those of each channel, if `channels`) of E, the posterior mean of `like`, the unedited x_t (B,
+    *in); y' = like + sqrt(abar) (E' - E) / (1 - kappa sqrt(1 - abar)), which solves E(y') = E' to
+    first order where the derivative of eps is kappa times the identity. It is not: the published
+    kappa = .99 inflates the step where abar is small. Cost: one network call an item. Raises
+    ValueError on other shapes, kappa outside [0, 1], or a flat posterior mean.
+    """
+    p.check(like, "like")
+    if y.shape[y.ndim - like.ndim + 1 :] != like.shape[1:] or y[..., 0, 0, 0].numel() % len(like):
+        raise ValueError(f"y is (..., {', '.join(map(str, like.shape))}), got {tuple(y.shape)}")
+    if not 0 <= kappa <= 1:
+        raise ValueError(f"kappa is in [0, 1], got {kappa}")
+    abar = float(p.alphas_cumprod[p.time(t)])
+    flat = y.reshape(-1, *like.shape[1:])
+    with torch.no_grad():
+        old = p.chunked(like, lambda part, _: p.clean(part, t))
+        new = p.chunked(flat, lambda part, _: p.clean(part, t))
+    places = (-2, -1) if channels else (-3, -2, -1)
+    target, found = old.repeat(len(flat) // len(old), 1, 1, 1), new.std(places, keepdim=True)
+    if not float(found.min()) > 0:
+        raise ValueError("the posterior mean of y is flat: its statistics cannot be restored")
+    restored = (new - new.mean(places, keepdim=True)) / found
+    restored = restored * target.std(places, keepdim=True) + target.mean(places, keepdim=True)
+    step = abar**0.5 * (restored - target) / (1 - kappa * (1 - abar) ** 0.5)
+    return (like.repeat(len(flat) // len(like), 1, 1, 1) + step).reshape(y.shape)
+
+
 def kappa(p: Any, xt: Tensor, t: int, v: Tensor) -> Tensor:
     """<v, eps(x_t + v, t) - eps(x_t, t)> for v of length 1, near <v, J_eps v>: (B,).
 
@@ -205,9 +275,14 @@ def inject(dh: Tensor | At, t_from: int, t_to: int, strength: float) -> Injectio
 def _direction(p: Any, xt: Tensor, t: int, v: Tensor) -> Tensor:
     """v as (1 or B, *in), of length 1; checks x_t and t too."""
     p.check(xt), p.time(t)
-    if not isinstance(v, Tensor) or v.shape not in (p.shape, (1, *p.shape), xt.shape):
+    return _unit(xt, v)
+
+
+def _unit(xt: Tensor, v: Tensor) -> Tensor:
+    """v as (B, *in), of length 1."""
+    if not isinstance(v, Tensor) or v.shape not in (xt.shape[1:], (1, *xt.shape[1:]), xt.shape):
         found = tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__
-        raise ValueError(f"v is {tuple(p.shape)} or {tuple(xt.shape)}, got {found}")
+        raise ValueError(f"v is {tuple(xt.shape[1:])} or {tuple(xt.shape)}, got {found}")
     v = v.to(xt).expand_as(xt)
     size = _norm(v)
     if not bool(size.isfinite().all()) or not float(size.min()) > 0:

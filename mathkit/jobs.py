@@ -34,7 +34,7 @@ from .results import (
     unrelated_distance,
     write_card,
 )  # fmt: skip
-from .sweeps import SEEDS, SWEEPS, row
+from .sweeps import SEEDS, SWEEPS, digits, row
 
 BAR = "Strangers 12 to 18 %, each KS at most .10, correlation at most .1, Frechet ratio at most 10"
 GRID = (0.005, 0.015, 0.035, 0.08, 0.2, 0.5, 1.0)
@@ -207,11 +207,35 @@ def switch_off() -> None:
 
     def treat(i: int) -> list[dict[str, Any]]:
         case = treatment.admit(p, known["seed"], [i], neurons.TIME, neurons.STEPS)
-        return neurons.sweep(p, case, met, *shared)
+        return neurons.sweep(p, case, neurons.edits(met, i), neurons.STRENGTHS, *shared)
 
     cases = job("neuron_off", known["ill"], treat)
     head = {k: known[k] for k in ("seed", "looked", "ill")} | {"t": neurons.TIME}
     publish("neuron_off", head | {"rows": _columns(cases, neurons.STRENGTHS)}, cases)
+
+
+def turn() -> None:
+    """Chapter 10's treatments: directions of h, pooled and by place, on the same 100 patients."""
+    p, met, known, chosen = load_model("alice"), stored("neurons"), stored("treatment"), settings()
+    ill = torch.tensor(met["factors"])[:, STRANGER] > 0.5
+
+    def sums(i: int) -> Any:
+        at = range(i, i + 50)
+        return neurons.place_sums(p, met["seed"], at, met["t"], ill[i : i + 50]).tolist()
+
+    lots = job("turned_places", list(range(0, len(ill), 50)), sums)
+    total = torch.tensor([lot["rows"] for lot in lots]).sum(0)
+    places = torch.tensor(digits(total[1] / (~ill).sum() - total[0] / ill.sum(), 4))
+
+    def treat(i: int) -> list[dict[str, Any]]:
+        case = treatment.admit(p, known["seed"], [i], neurons.TIME, neurons.STEPS)
+        rows = neurons.turned(met, places, i), neurons.TURNED
+        return neurons.sweep(p, case, *rows, chosen["limit"], chosen["unrelated"])
+
+    cases = job("turned", known["ill"], treat)
+    head = {k: known[k] for k in ("seed", "looked", "ill")} | {"t": neurons.TIME}
+    head["places"] = digits(places, 4)
+    publish("turned", head | {"rows": _columns(cases, neurons.TURNED)}, lots + cases)
 
 
 def toys() -> None:
@@ -250,5 +274,6 @@ JOBS: dict[str, tuple[Callable[[], None], int]] = {
     "decided": (decide, 15),
     "neurons": (meet_neurons, 15),
     "neuron_off": (switch_off, 40),
+    "turned": (turn, 25),
     "superposition": (toys, 60),
 }

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from .diffusion import denoise
 from .factors import read_factors
+from .grassmann import project_out
 from .hspace import At, encoder, inject
 from .models import Model
-from .puppets import STRANGER
+from .puppets import CONTINUOUS, STRANGER
 from .treatment import Cases, judge, record, trajectory, untreated
 
 TIME, STEPS = 957, 24  # the first grid time below pure noise, and the network calls from there
@@ -27,6 +28,14 @@ STRENGTHS = {
     "best by trial": _ONE,
     "another": _ONE,
     "mean difference": tuple(s / 4 for s in _ONE),
+}
+READABLE = (0, 1, 2, 7, 9)  # the dials that h tells most of, beside the Stranger
+TURNED = {
+    "apart": (1.0, 2.0, 4.0),
+    "random": (2.0, 4.0),
+    "head tilt": (4.0,),
+    "by place": (0.5, 1.0, 2.0),
+    "random by place": (2.0,),
 }
 
 
@@ -88,10 +97,61 @@ def mean_difference(H: Tensor, ill: Tensor, places: int) -> Tensor:
     return ((H[~ill].mean(0) - H[ill].mean(0)) / places)[:, None, None]
 
 
+def regressions(H: Tensor, Y: Tensor) -> Tensor:
+    """Least squares of h on the factors, H - mean = (Y - mean) B: the rows of B, (j, m).
+
+    H (B, m), Y (B, j): b_i is how h changes per unit of factor i, the others held.
+    """
+    return torch.linalg.lstsq(Y - Y.mean(0), H - H.mean(0)).solution
+
+
+def apart(v: Tensor, others: Tensor) -> Tensor:
+    """v (m,) less its parts in the span of the rows of others (r, m)."""
+    return project_out(v[None], torch.linalg.qr(others.T).Q.T)[0]
+
+
+def place_sums(p: Model, seed: int, index: Sequence[int], t: int, ill: Tensor) -> Tensor:
+    """Sums over the ill and over the healthy of the whole bottleneck at x_t: (2, channels, h, w).
+
+    ill (B,) of bool. Cost: `trajectory` and one encoder call for each sample.
+    """
+    xt = trajectory(p, seed, index, t)
+    with torch.no_grad():
+        h = p.chunked(xt, lambda part, _: encoder(p, t)(part))
+    return torch.stack([h[ill].sum(0), h[~ill].sum(0)])
+
+
+def turned(table: Mapping[str, Any], places: Tensor, i: int) -> dict[str, Tensor]:
+    """The directions of h that patient i gets in TURNED; table: the stored "neurons".
+
+    All pooled ones have the length of the pooled mean difference, all by place that of `places`,
+    the mean difference by place (channels, h, w). "apart": minus the Stranger's regression
+    direction, less its parts along those of READABLE; "head tilt": minus that dial's own; "random":
+    drawn at random for this patient.
+    """
+    H, Y = torch.tensor(table["h"]), torch.tensor(table["factors"])
+    B = regressions(H, Y)
+    pooled = mean_difference(H, Y[:, STRANGER] > 0.5, places=places[0].numel()).norm()
+    draw = torch.Generator().manual_seed(i)
+
+    def sized(v: Tensor, length: Tensor) -> Tensor:
+        v = v if v.ndim == 3 else v[:, None, None]
+        return v * (length / v.norm())
+
+    return {
+        "apart": sized(-apart(B[STRANGER], B[list(READABLE)]), pooled),
+        "random": sized(torch.randn(len(places), generator=draw), pooled),
+        "head tilt": sized(-B[CONTINUOUS.index("head_tilt")], pooled),
+        "by place": places,
+        "random by place": sized(torch.randn(places.shape, generator=draw), places.norm()),
+    }
+
+
 def edited(p: Model, cases: Cases, dh: Tensor | At, strength: float) -> Tensor:
     """The images that x_t leads to with h + strength dh for h at every step, clipped to [-1, 1].
 
-    A tensor dh (channels, 1, 1) is the same at every place. Cost: 2 B steps network calls.
+    A tensor dh is (channels, h, w), or (channels, 1, 1), the same at every place. Cost: 2 B steps
+    network calls.
     """
     change = (lambda h: dh.to(h).expand_as(h)) if isinstance(dh, Tensor) else dh
     return denoise(
@@ -124,14 +184,15 @@ def edits(table: Mapping[str, Any], i: int) -> dict[str, Tensor | At]:
 def sweep(
     p: Model,
     case: Cases,
-    table: Mapping[str, Any],
+    edits: Mapping[str, Tensor | At],
+    strengths: Mapping[str, Sequence[float]],
     limit: float,
     unrelated: float,
 ) -> list[dict[str, Any]]:
-    """Every row of STRENGTHS at every strength on one case: a flat record each, by `judge`."""
+    """Every edit at each of its strengths on one case: a flat record each, by `judge`."""
     records = []
-    for name, dh in edits(table, case.index[0]).items():
-        for s in STRENGTHS[name]:
+    for name, dh in edits.items():
+        for s in strengths[name]:
             marks = judge(case, edited(p, case, dh, s), limit, unrelated)
             head = {"row": name, "index": case.index[0], "strength": s}
             records.append(head | record(marks, 0))

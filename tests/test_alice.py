@@ -138,3 +138,16 @@ def test_a_row_of_the_switched_off_neuron_is_what_it_was(p):
     stored = table["rows"][name][k]
     for mark in ("side", "outside", "factor"):
         assert float(marks[mark][0]) == pytest.approx(stored[mark][j], rel=0.1, abs=0.02), (name, i)
+
+
+def test_a_row_of_the_turned_directions_is_what_it_was(p):
+    table, chosen = results.stored("turned"), results.settings()
+    j, name = random.randrange(len(table["ill"])), random.choice(list(neurons.TURNED))
+    i, s = table["ill"][j], neurons.TURNED[name][0]
+    case = treatment.admit(p, table["seed"], [i], neurons.TIME, neurons.STEPS)
+    dh = neurons.turned(results.stored("neurons"), torch.tensor(table["places"]), i)[name]
+    image = neurons.edited(p, case, dh, s)
+    marks = treatment.judge(case, image, chosen["limit"], chosen["unrelated"])
+    stored = table["rows"][name][0]
+    for mark in ("side", "outside", "factor"):
+        assert float(marks[mark][0]) == pytest.approx(stored[mark][j], rel=0.1, abs=0.02), (name, i)

@@ -70,6 +70,11 @@ def test_the_sets_are_faces_in_range(lfw):
         assert -1.01 <= images.min() < images.max() <= 1.05
 
 
+def test_faces_can_be_made_smaller_by_averaging():
+    small, large = faces.load("puppets", 3, size=16), faces.load("puppets", 3)
+    assert torch.allclose(small, large.unflatten(3, (16, 4)).unflatten(2, (16, 4)).mean((3, 5)))
+
+
 @pytest.mark.skipif(
     not OLIVETTI.exists(), reason="no Olivetti faces in scikit-learn's data home: SCIKIT_LEARN_DATA"
 )

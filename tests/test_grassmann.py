@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import mathkit as mk
-from mathkit.grassmann import distance, principal_angles
+from mathkit.grassmann import distance, matched_average, mean_subspace, principal_angles
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -114,3 +114,90 @@ def test_subspaces_that_are_none():
         principal_angles(V, torch.randn(21, 20))
     with pytest.raises(ValueError, match="one dimension"):
         distance(V, span(2))
+
+
+# --- means and transport -------------------------------------------------------------------------
+
+
+def test_the_mean_subspace_is_that_of_the_mean_projector():
+    bases = [span(3) for _ in range(5)]
+    found, shares = mean_subspace([torch.randn(3, 3) @ V for V in bases])
+    values, vectors = torch.linalg.eigh(sum(V.T @ V for V in bases) / 5)
+    torch.testing.assert_close(shares, values.flip(0)[:3])
+    assert principal_angles(found, vectors.T.flip(0)[:3]).max() < 1e-7
+    torch.testing.assert_close(found @ found.T, torch.eye(3))
+
+
+def test_a_direction_that_all_spans_hold_has_share_one():
+    common = span(1)
+    rest = [mk.project_out(torch.randn(2, 20), common) for _ in range(30)]
+    found, shares = mean_subspace([torch.cat([V, common]) for V in rest])
+    assert abs(float(shares[0]) - 1) < 1e-12 and float(shares[1]) < 0.5
+    torch.testing.assert_close((found[0] @ common[0]).abs(), torch.tensor(1.0))
+    assert abs(float(mean_subspace([span(20)])[1].min()) - 1) < 1e-12
+
+
+def test_chance_is_k_over_m():
+    _, shares = mean_subspace([span(2) for _ in range(4000)])
+    assert float((shares - 2 / 20).abs().max()) < 0.02
+
+
+def test_matching_undoes_order_and_sign_and_averages_the_noise_away():
+    truth = span(4)
+    bases = []
+    for _ in range(40):
+        V = truth[torch.randperm(4)] * (2.0 * torch.randint(2, (4, 1)) - 1)
+        bases.append(torch.linalg.qr((V + 0.1 * torch.randn(4, 20)).T).Q.T)
+    found, agreement = matched_average(bases)
+    cosines = (found @ truth.T).abs()
+    assert float(cosines.amax(1).min()) > 0.99 and len(set(cosines.argmax(1).tolist())) == 4
+    assert 0.8 < float(agreement.min()) < 1
+    same, full = matched_average([truth, -truth.flip(0)])
+    torch.testing.assert_close(same, truth)
+    torch.testing.assert_close(full, torch.ones(4))
+
+
+def test_transport_to_the_same_point_changes_nothing():
+    r = mk.svd(mk.matrix(torch.randn(6, 20)), 4, tol=1e-12)
+    for lift in ("isometry", "pinv"):
+        v, kept = mk.transport(r, r, 2, lift)
+        assert kept == pytest.approx(1)
+        torch.testing.assert_close(v, r.V[2])
+
+
+def test_the_pinv_lift_is_pushed_to_the_projection_and_the_isometry_is_not():
+    A0, A1 = mk.matrix(torch.randn(6, 20)), mk.matrix(torch.randn(6, 20))
+    r0, r1 = mk.svd(A0, 3, tol=1e-12), mk.svd(A1, 3, tol=1e-12)
+    c = r1.U @ r0.U[1]
+    for lift, same in (("pinv", True), ("isometry", False)):
+        v, kept = mk.transport(r0, r1, 1, lift)
+        assert kept == pytest.approx(float(c @ c)) and float(v.norm()) == pytest.approx(1)
+        cosine = torch.nn.functional.cosine_similarity(A1.push(v[None])[0], c @ r1.U, dim=0)
+        assert (abs(float(cosine) - 1) < 1e-9) == same
+    torch.testing.assert_close(v, torch.nn.functional.normalize(c @ r1.V, dim=0))
+
+
+def test_transport_warns_where_little_more_than_chance_is_kept():
+    basis = torch.eye(100)
+    r0 = basis[:1] + 0.05 * basis[1:2], torch.ones(1), basis[:1, :20]
+    r1 = basis[1:4], torch.ones(3), basis[:3, :20]
+    with pytest.warns(UserWarning, match=r"0.0025 .* chance is 0.03"):
+        mk.transport(r0, r1, 0)
+    with pytest.raises(ValueError, match="nothing"):
+        mk.transport((basis[:1], r0[1], r0[2]), r1, 0)
+
+
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda: mean_subspace([]), "bases of one shape"),
+        (lambda: mean_subspace([span(2), span(3)]), "bases of one shape"),
+        (lambda: matched_average([span(2), span(2, 10)]), "bases of one shape"),
+        (lambda: mk.transport((span(2),), (span(2), torch.ones(2), span(2)), 2), r"0 \.\.\. 1"),
+        (lambda: mk.transport((span(2),), (span(2, 9), torch.ones(2), span(2)), 0), "one shape"),
+        (lambda: mk.transport((span(2),), (span(2), torch.ones(2), span(2)), 0, "flat"), "'flat'"),
+    ],
+)
+def test_bad_bases_are_named(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()

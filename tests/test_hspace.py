@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import mathkit as mk
 from mathkit.diffusion import ddim_step
 from mathkit.hspace import at_bottleneck, kappa
-from mathkit.models import UNetModel, linear_schedule
+from mathkit.models import GaussianModel, UNetModel, linear_schedule
 
 T = 600
 
@@ -363,3 +363,116 @@ def test_the_step_with_an_edited_eps_keeps_the_direction() -> None:
     torch.testing.assert_close(
         y - ddim_step(x, eps, 0.3, 0.8), (0.8 * 0.7 / 0.3) ** 0.5 * (eps - edited)
     )
+
+
+# --- shooting and normalisation ------------------------------------------------------------------
+
+
+def bend(x: Tensor) -> Tensor:
+    """A curved map of R^5, invertible near the origin."""
+    M = torch.linspace(-1, 1, 25, dtype=x.dtype).view(5, 5).sin() + 1.5 * torch.eye(5).to(x)
+    return (x + 0.4 * torch.sin(x @ M)) @ M.T
+
+
+@pytest.fixture
+def point() -> Tensor:
+    return torch.tensor([[0.7, -0.4, 0.2, 1.1, -0.6]], dtype=torch.float64)
+
+
+def test_shooting_through_a_linear_map_is_a_straight_line(point: Tensor) -> None:
+    M = torch.randn(7, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    v = mk.svd(mk.matrix(M), 3).V[1]
+    y = mk.shoot(lambda x: x @ M.T, point, v, -0.6, 4, k=3)
+    steps = torch.linspace(0, -0.6, 5, dtype=torch.float64)[:, None, None]
+    torch.testing.assert_close(y, point + steps * point.norm() * v, rtol=1e-4, atol=1e-4)
+
+
+def test_the_pinv_lift_draws_a_straight_line_in_h(point: Tensor) -> None:
+    """The geodesic of a flat pulled-back metric: Euler's error falls with the step, the published
+    isometry's does not."""
+    v = mk.svd(mk.jacobian(bend, point), 5).V[0]
+
+    def off(lift: str, steps: int) -> float:
+        y = mk.shoot(bend, point, v, 0.5, steps, k=5, lift=lift)
+        h = bend(y.flatten(1)) - bend(point)
+        u = torch.nn.functional.normalize(mk.jacobian(bend, point).push(v[None]), dim=1)
+        return float((h[-1] - (h[-1] @ u[0]) * u[0]).norm() / h[-1].norm())
+
+    coarse, fine = off("pinv", 10), off("pinv", 40)
+    assert fine < 0.35 * coarse and fine < 0.02
+    assert off("isometry", 40) > 5 * fine
+
+
+def test_shots_have_the_length_they_state_item_by_item(p: UNetModel) -> None:
+    x = noise(p, 2)
+    v = torch.randn_like(x)
+    y = mk.shoot(mk.encoder(p, T), x, v, 0.2, 2, k=3)
+    reached = (y - x).flatten(2).norm(dim=2) / x.flatten(1).norm(dim=1)
+    torch.testing.assert_close(reached, torch.tensor([[0.0], [0.1], [0.2]]).expand(3, 2))
+    alone = mk.shoot(mk.encoder(p, T), x[1:], v[1], 0.2, 2, k=3)
+    torch.testing.assert_close(alone[:, 0], y[:, 1], rtol=1e-3, atol=1e-3)
+    whole = (x.flatten(1).norm(dim=1) / v.flatten(1).norm(dim=1))[:, None, None, None]
+    torch.testing.assert_close(y[1], x + 0.1 * whole * v)
+
+
+def isotropic() -> GaussianModel:
+    return GaussianModel(torch.zeros(SHAPE).double(), torch.eye(6).double())
+
+
+@pytest.mark.parametrize("t", [100, 600])
+def test_normalising_restores_the_statistics_where_kappa_is_true(t: int) -> None:
+    """Variance 1 in all directions: eps = sqrt(1 - abar) x, so kappa = sqrt(1 - abar), exactly."""
+    p = isotropic()
+    x, sigma = noise(p, 2), (1 - float(p.alphas_cumprod[t])) ** 0.5
+    y = mk.move(p, x, t, torch.randn(2, *p.shape).double(), 0.4, 3) * 1.3 + 0.1
+    z = mk.normalise(p, y, t, like=x, kappa=sigma)
+    assert z.shape == y.shape
+    for now, edited in zip(z, y, strict=True):
+        E, like, before = p.clean(now, t), p.clean(x, t), p.clean(edited, t)
+        for stat in (torch.mean, torch.std):
+            torch.testing.assert_close(stat(E, (1, 2, 3)), stat(like, (1, 2, 3)))
+        shape = torch.nn.functional.cosine_similarity(
+            (E - E.mean((1, 2, 3), True)).flatten(1),
+            (before - before.mean((1, 2, 3), True)).flatten(1),
+        )
+        torch.testing.assert_close(shape, torch.ones(2).double())
+
+
+def test_the_published_kappa_inflates_the_step() -> None:
+    p = isotropic()
+    x, t = noise(p), 700
+    y = mk.move(p, x, t, torch.randn(p.shape).double(), 0.2, 1)[1]
+    true = (1 - float(p.alphas_cumprod[t])) ** 0.5
+    small, large = (mk.normalise(p, y, t, x, kappa=k) - x for k in (true * 0.5, true))
+    factor = (1 - true**2 / 2) / (1 - true**2)
+    torch.testing.assert_close(large, factor * small)
+
+
+def test_what_is_not_edited_stays(p: UNetModel) -> None:
+    x = noise(p, 2)
+    for channels in (False, True):
+        same = mk.normalise(p, x[None], T, like=x, channels=channels)
+        torch.testing.assert_close(same[0], x, rtol=1e-4, atol=1e-4)
+
+
+def test_statistics_of_channels_are_each_restored(p64: UNetModel) -> None:
+    x = noise(p64)
+    y = x + torch.tensor([0.1, -0.2, 0.3]).double()[:, None, None]
+    with torch.no_grad():
+        whole, each = (mk.normalise(p64, y, T, x, kappa=0.0, channels=c) for c in (False, True))
+    assert not torch.allclose(whole, each)
+
+
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda p, x: mk.shoot(mk.encoder(p, T), x, x[0], 0.1, 2, 3, lift="up"), "'up'"),
+        (lambda p, x: mk.shoot(mk.encoder(p, T), x, x[0, :1], 0.1, 2, 3), "v is"),
+        (lambda p, x: mk.shoot(mk.encoder(p, T), x, 0 * x[0], 0.1, 2, 3), "has a length"),
+        (lambda p, x: mk.normalise(p, x[:, :1], T, x), r"y is \(\.\.\., 2, 3, 16, 16\)"),
+        (lambda p, x: mk.normalise(p, x, T, x, kappa=1.5), r"\[0, 1\]"),
+    ],
+)
+def test_bad_shots_and_statistics_are_named(p: UNetModel, call: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        call(p, noise(p, 2))

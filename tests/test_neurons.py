@@ -114,7 +114,8 @@ def test_the_rows_pick_their_neurons(table):
 
 
 def test_a_sweep_gives_a_record_for_each_row_and_strength(p, cases, table):
-    records = neurons.sweep(p, cases[0], table, limit=0.08, unrelated=0.25)
+    made = neurons.edits(table, 0), neurons.STRENGTHS
+    records = neurons.sweep(p, cases[0], *made, limit=0.08, unrelated=0.25)
     assert [(r["row"], r["strength"]) for r in records] == [
         (row, s) for row, strengths in neurons.STRENGTHS.items() for s in strengths
     ]
@@ -128,3 +129,50 @@ def test_completions_are_drawn_again_from_their_seeds_and_differ(p):
     assert (ends[0] - ends[1]).abs().mean() > 0.01
     more, _ = treatment.completions(p, 2, 5, t, count=4, steps=4)
     assert torch.allclose(more[:3], ends, atol=1e-5)
+
+
+def test_regressions_are_numpys_and_hold_the_other_factors():
+    g = torch.Generator().manual_seed(2)
+    Y = torch.randn(80, 3, generator=g)
+    Y[:, 1] += Y[:, 0]  # correlated factors
+    B = torch.randn(3, 6, generator=g)
+    H = Y @ B + 2 + 0.01 * torch.randn(80, 6, generator=g)
+    found = neurons.regressions(H, Y)
+    assert torch.allclose(found, B, atol=0.02)
+    design = np.column_stack([np.ones(80), Y.numpy()])
+    expected = np.linalg.lstsq(design, H.numpy(), rcond=None)[0][1:]
+    assert np.allclose(found, expected, atol=1e-4)
+
+
+def test_apart_is_orthogonal_to_the_others_and_nothing_more_is_lost():
+    g = torch.Generator().manual_seed(3)
+    v, others = torch.randn(9, generator=g), torch.randn(3, 9, generator=g)
+    w = neurons.apart(v, others)
+    assert (others @ w).abs().max() < 1e-5
+    assert torch.linalg.matrix_rank(torch.cat([others, (v - w)[None]]), tol=1e-4) == 3
+
+
+def test_sums_by_place_pool_to_the_activations(p):
+    t, ill = mk.timesteps(p, 39, 25)[1], torch.tensor([True, False, False])
+    sums = neurons.place_sums(p, 3, [4, 9, 2], t, ill)
+    h = torch.tensor(neurons.activations(p, 3, [4, 9, 2], t, steps=2)["h"])
+    assert torch.allclose(sums[0].sum((1, 2)), h[0], rtol=0.01, atol=0.01)
+    assert torch.allclose(sums[1].sum((1, 2)), h[1] + h[2], rtol=0.01, atol=0.01)
+
+
+def test_turned_directions_share_their_length_and_leave_the_readable_dials_alone(table):
+    many = {k: table[k] for k in table} | {
+        "h": torch.randn(60, 8, generator=torch.Generator().manual_seed(4)).tolist()
+    }
+    places = torch.randn(8, 2, 2, generator=torch.Generator().manual_seed(5))
+    made = neurons.turned(many, places, 3)
+    assert list(made) == list(neurons.TURNED)
+    lengths = [float(made[name].norm()) for name in ("apart", "random", "head tilt")]
+    assert lengths == pytest.approx([lengths[0]] * 3)
+    assert float(made["random by place"].norm()) == pytest.approx(float(places.norm()))
+    B = neurons.regressions(torch.tensor(many["h"]), torch.tensor(many["factors"]))
+    assert (B[list(neurons.READABLE)] @ made["apart"].flatten()).abs().max() < 1e-4
+    assert float(B[10] @ made["apart"].flatten()) < 0, "away from him"
+    other, same = neurons.turned(many, places, 4), neurons.turned(many, places, 3)
+    assert not torch.equal(other["random"], made["random"])
+    assert torch.equal(same["random"], made["random"])
