@@ -1,9 +1,10 @@
-"""What a model learnt, beside the truth: its samples' factors and its derivative."""
+"""What a model learnt, beside the truth: its samples' factors, its derivative, its geometry."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ from . import puppets, scores
 from .diffusion import posterior_mean, sample
 from .faces import eigenfaces
 from .factors import read_factors, read_features
-from .maps import jacobian
+from .hspace import shoot
+from .maps import LinearMap, jacobian
 from .models import Model
 from .puppets import CONTINUOUS, STRANGER, Posterior
 from .spectral import svd
@@ -129,3 +131,84 @@ def derivative_card(rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
             "exact ones": sum("exact" in r for r in here),
         }
     return card
+
+
+def spectral_density(V: Tensor) -> tuple[Tensor, Tensor]:
+    """Power of pictures V (k, C, H, H) by spatial frequency: two tensors, (F,) and (k, F).
+
+    F = H / 2 + 1. |FFT|^2 summed over channels and over the ring of radius r cycles a picture, r = 0 ... H / 2
+    (beyond in the corners: the last), divided by the whole, so that each row sums to 1; white
+    noise is spread in proportion to the rings. Frequency in cycles a picture.
+    """
+    if V.ndim != 4 or V.shape[2] != V.shape[3]:
+        raise ValueError(f"pictures are (k, C, H, H), got {tuple(V.shape)}")
+    power = torch.fft.fft2(V.double()).abs().square().sum(1)
+    f = torch.fft.fftfreq(V.shape[2], dtype=torch.float64) * V.shape[2]
+    ring = (f[:, None] ** 2 + f**2).sqrt().round().long().clamp(max=V.shape[2] // 2)
+    out = torch.zeros(len(V), V.shape[2] // 2 + 1, dtype=torch.float64)
+    out.index_add_(1, ring.flatten(), power.flatten(1).cpu())
+    return torch.arange(out.shape[1]), out / out.sum(1, keepdim=True)
+
+
+def total_stretch(A: LinearMap, draws: int = 20, seed: int = 0) -> tuple[float, float]:
+    """sum_i s_i^2 = |A|_F^2 by Hutchinson's estimate, and its standard error.
+
+    The mean of |A g|^2 over `draws` >= 2 vectors g of random signs. Cost: draws pushes.
+    """
+    signs = torch.Generator().manual_seed(seed)
+    g = torch.randint(0, 2, (draws, *A.in_shape), generator=signs).to(A.dtype) * 2 - 1
+    squares = A.push(g.to(A.device)).flatten(1).double().square().sum(1)
+    return float(squares.mean()), float(squares.std() / draws**0.5)
+
+
+def rank_at(S: Tensor, total: float, share: float = 0.5) -> int | None:
+    """The smallest k with s_1^2 + ... + s_k^2 >= share * total; None where S ends before that.
+
+    Source: the choice of n in 2302.12469, with share .5.
+    """
+    reached = S.double().square().cumsum(0) >= share * total
+    return int(reached.int().argmax()) + 1 if bool(reached.any()) else None
+
+
+def tangents(q: Tensor) -> Tensor:
+    """The ten true tangent vectors J_R b_j of the show at one q (1, 13): (10, 3, 64, 64)."""
+    return jacobian(puppets.render, q).push(torch.eye(q.shape[1]).to(q)[: len(CONTINUOUS)])
+
+
+def tangent_share(V: Tensor, J: Tensor) -> tuple[float, float]:
+    """How much of the true tangent space the span of orthonormal rows V (k, *in) holds.
+
+    J (j, *in): tangent vectors. Plain: the mean squared cosine |Q V^T|_F^2 / j, Q orthonormal rows
+    of J's span (chance k / n); weighted by energy: sum_j |V J_j|^2 / sum_j |J_j|^2.
+    """
+    v, j = V.flatten(1).double(), J.flatten(1).double()
+    Q = torch.linalg.qr(j.T).Q.T
+    plain = (Q @ v.T).square().sum() / len(Q)
+    return float(plain), float((j @ v.T).square().sum() / j.square().sum())
+
+
+def paths(
+    f: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, segments: int, k: int
+) -> tuple[dict[str, Tensor], float]:
+    """Three ways from x to y, each (1, *in): name -> (segments + 1, *in), and shooting's miss.
+
+    "lerp": x + a (y - x). "slerp": the great circle, norms interpolated. "shooting": `shoot` with
+    the direction of x whose image points to f(y), as far as the top k allow, over the length
+    |y - x|; it does not arrive, miss = |end - y| / |y - x|. Cost: segments + 1 `svd`s of rank k.
+    """
+    a = torch.linspace(0, 1, segments + 1, dtype=x.dtype).to(x).view(-1, *[1] * (x.ndim - 1))
+    size = [float(z.norm()) for z in (x, y)]
+    angle = math.acos(max(-1.0, min(1.0, float((x * y).sum()) / (size[0] * size[1]))))
+    if not 1e-4 < angle < math.pi - 1e-4:
+        raise ValueError(f"x and y at an angle of {angle:.1e}: no great circle between them")
+    along = ((1 - a) * angle).sin() * x / size[0] + (a * angle).sin() * y / size[1]
+    slerp = along / math.sin(angle) * ((1 - a) * size[0] + a * size[1])
+    with torch.no_grad():
+        wanted = f(y) - f(x)
+    U, S, V = svd(jacobian(f, x), k)
+    c = U.flatten(1) @ wanted.flatten()
+    v = ((c / S) @ V.flatten(1)).reshape(x.shape)
+    far = float((y - x).norm()) / size[0]
+    shot = shoot(f, x, v, far, segments, k)[:, 0]
+    miss = float((shot[-1] - y[0]).norm() / (y - x).norm())
+    return {"lerp": x + a * (y - x), "slerp": slerp, "shooting": shot}, miss

@@ -6,10 +6,14 @@ for which a direction in the kernel of A has length 0.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from mathkit.maps import LinearMap
+from mathkit.grassmann import distance
+from mathkit.maps import LinearMap, jacobian
+from mathkit.spectral import svd
 
 BLIND = 1e-6  # cosines mean nothing where A shortens one of two directions this much more
 
@@ -47,3 +51,17 @@ def angle(A: LinearMap, v: Tensor, w: Tensor) -> float:
         )
     a, b = a / a.norm(), b / b.norm()
     return float(2 * torch.atan2((a - b).norm(), (a + b).norm()))
+
+
+def curvedness(
+    f: Callable[[Tensor], Tensor], path: Tensor, k: int, tol: float = 1e-3, seed: int = 0
+) -> Tensor:
+    """How much the image of f turns between the points of a path (L + 1, *in): (L,), float64.
+
+    The Grassmann distance of the spans of the top k left singular vectors of J_f at successive
+    points, between 0 and sqrt(k) pi / 2; the sum is the path's semantic length. It has a noise
+    floor: two seeds of the solver at one point. Raises as `svd` does. Cost: L + 1 `svd`s of rank k.
+    Source: eq. 8 and table 1 of 2302.12469 (there L = 30, k = 50).
+    """
+    spans = [svd(jacobian(f, x[None]), k, tol=tol, seed=seed).U for x in path]
+    return torch.stack([distance(a, b) for a, b in zip(spans, spans[1:], strict=False)])

@@ -1,0 +1,113 @@
+"""The papers' figures against closed forms: power spectra, Hutchinson, tangent shares, paths."""
+
+import math
+
+import pytest
+import torch
+
+import mathkit as mk
+from mathkit import analysis, metric, puppets
+
+
+def wave(r, size=32, angle=0.0):
+    """A plane wave of r cycles a picture."""
+    at = torch.arange(size) / size
+    x, y = torch.meshgrid(at, at, indexing="ij")
+    return torch.cos(2 * math.pi * r * (x * math.cos(angle) + y * math.sin(angle)))
+
+
+def test_a_wave_has_all_its_power_at_its_frequency():
+    V = torch.stack([wave(3), wave(3, angle=math.pi / 2), wave(0), wave(16)])[:, None]
+    frequency, power = analysis.spectral_density(V.expand(-1, 3, -1, -1))
+    assert frequency.tolist() == list(range(17)) and power.argmax(1).tolist() == [3, 3, 0, 16]
+    assert torch.allclose(power.amax(1), torch.ones(4).double())
+
+
+def test_white_noise_fills_the_rings_by_their_size():
+    V = torch.randn(200, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    _, power = analysis.spectral_density(V)
+    f = torch.fft.fftfreq(16) * 16
+    ring = (f[:, None] ** 2 + f**2).sqrt().round().clamp(max=8)
+    sizes = torch.stack([(ring == r).sum() for r in range(9)]).double() / 256
+    assert torch.allclose(power.mean(0), sizes, atol=0.01)
+    with pytest.raises(ValueError, match=r"\(k, C, H, H\)"):
+        analysis.spectral_density(torch.zeros(2, 3, 8, 16))
+
+
+def test_hutchinson_finds_the_sum_of_squares_within_its_error():
+    M = torch.randn(30, 50, generator=torch.Generator().manual_seed(1))
+    exact, off = float(M.square().sum()), []
+    for seed in range(40):
+        total, error = analysis.total_stretch(mk.matrix(M), 30, seed)
+        off.append((total - exact) / error)
+    assert abs(torch.tensor(off).mean()) < 0.5 and 0.7 < torch.tensor(off).std() < 1.4
+
+
+def test_the_rank_is_where_the_share_is_reached():
+    S = torch.tensor([3.0, 2.0, 1.0, 1.0])
+    assert [analysis.rank_at(S, 15, share) for share in (0.5, 0.6, 0.61, 0.87, 1.0)] == [
+        1, 1, 2, 3, 4,
+    ]  # fmt: skip
+    assert analysis.rank_at(S[:2], 40) is None
+
+
+def test_tangents_are_finite_differences_of_the_renderer():
+    q = puppets.sample_factors(1, seed=3, stranger=0).double()
+    J = analysis.tangents(q)
+    for j in (0, 4, 9):
+        step = torch.zeros_like(q)
+        step[0, j] = 1e-5
+        by_hand = (puppets.render(q + step) - puppets.render(q - step))[0] / 2e-5
+        assert torch.allclose(J[j], by_hand, atol=1e-5)
+
+
+def test_tangent_shares_of_planted_spans():
+    g = torch.Generator().manual_seed(2)
+    Q = torch.linalg.qr(torch.randn(40, 40, generator=g)).Q.T
+    J = torch.randn(4, 4, generator=g) @ Q[:4]
+    assert analysis.tangent_share(Q[:6], J) == pytest.approx((1, 1), abs=1e-5)
+    assert analysis.tangent_share(Q[4:9], J) == pytest.approx((0, 0), abs=1e-5)
+    long = torch.stack([10 * Q[0], Q[1]])
+    assert analysis.tangent_share(Q[:1], long) == pytest.approx((0.5, 100 / 101), abs=1e-4)
+    chance = [
+        analysis.tangent_share(torch.linalg.qr(torch.randn(40, 8, generator=g)).Q.T, J)[0]
+        for _ in range(200)
+    ]
+    assert torch.tensor(chance).mean() == pytest.approx(8 / 40, abs=0.02)
+
+
+def circle(x):
+    """R^3 to R^4: a linear part of full rank whose image turns as the first coordinate grows."""
+    a, b, c = x[:, 0], x[:, 1], x[:, 2]
+    return torch.stack([b * a.cos(), b * a.sin(), c, 3 * a], 1)
+
+
+def test_paths_begin_and_end_where_they_should_and_shooting_says_by_how_much_it_does_not():
+    x, y = torch.tensor([[0.2, 1.5, 0.3]]).double(), torch.tensor([[0.9, 1.0, -0.4]]).double()
+    found, miss = analysis.paths(circle, x, y, 12, k=3)
+    assert list(found) == ["lerp", "slerp", "shooting"]
+    for name, path in found.items():
+        assert path.shape == (13, 3) and torch.allclose(path[0], x[0])
+        gap = float((path[-1] - y[0]).norm() / (y - x).norm())
+        assert gap == pytest.approx(miss if name == "shooting" else 0, abs=1e-6)
+    assert 0 < miss < 0.6
+    norms = found["slerp"].norm(dim=1)
+    assert torch.allclose(norms, torch.linspace(float(x.norm()), float(y.norm()), 13).double())
+    turn = torch.nn.functional.cosine_similarity(found["slerp"][1:], found["slerp"][:-1])
+    assert float(turn.max() - turn.min()) < 1e-12, "equal angles"
+    with pytest.raises(ValueError, match="no great circle"):
+        analysis.paths(circle, x, 2 * x, 3, k=3)
+
+
+def test_a_flat_map_has_paths_of_length_zero_and_a_turning_one_the_angle():
+    M = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    line = torch.linspace(0, 1, 6).double()[:, None] * torch.ones(3).double()
+    assert float(metric.curvedness(lambda x: x @ M.T, line, 2).max()) < 1e-6
+
+    def turning(x):  # the stretched direction of h turns by the angle x_1
+        a, b = x[:, 0], x[:, 1]
+        return torch.stack([5 * b * a.cos(), 5 * b * a.sin()], 1)
+
+    path = torch.stack([torch.tensor([0.1 * i, 0.01]).double() for i in range(5)])
+    steps = metric.curvedness(turning, path, 1)
+    assert torch.allclose(steps, torch.full((4,), 0.1).double(), atol=1e-3)
