@@ -136,9 +136,9 @@ def derivative_card(rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
 def spectral_density(V: Tensor) -> tuple[Tensor, Tensor]:
     """Power of pictures V (k, C, H, H) by spatial frequency: two tensors, (F,) and (k, F).
 
-    F = H / 2 + 1. |FFT|^2 summed over channels and over the ring of radius r cycles a picture, r = 0 ... H / 2
-    (beyond in the corners: the last), divided by the whole, so that each row sums to 1; white
-    noise is spread in proportion to the rings. Frequency in cycles a picture.
+    F = H / 2 + 1. |FFT|^2 summed over channels and over the ring of radius r cycles a picture,
+    r = 0 ... H / 2 (the corners beyond: the last), divided by the whole, so that each row sums to
+    1; white noise is spread in proportion to the rings. Frequency in cycles a picture.
     """
     if V.ndim != 4 or V.shape[2] != V.shape[3]:
         raise ValueError(f"pictures are (k, C, H, H), got {tuple(V.shape)}")
