@@ -166,7 +166,8 @@ def test_transport_to_the_same_point_changes_nothing():
 
 
 def test_the_pinv_lift_is_pushed_to_the_projection_and_the_isometry_is_not():
-    A0, A1 = mk.matrix(torch.randn(6, 20)), mk.matrix(torch.randn(6, 20))
+    M = torch.diag(torch.tensor([6.0, 5, 4, 3, 2, 1])) @ span(6)
+    A0, A1 = mk.matrix(M), mk.matrix(M + 0.3 * torch.randn(6, 20))
     r0, r1 = mk.svd(A0, 3, tol=1e-12), mk.svd(A1, 3, tol=1e-12)
     c = r1.U @ r0.U[1]
     for lift, same in (("pinv", True), ("isometry", False)):
