@@ -97,9 +97,12 @@ def denoise(
     *,
     seed: int | Sequence[int] = 0,
     index: Iterable[int] | None = None,
+    times: Sequence[int] | None = None,
     progress: bool = False,
 ) -> Tensor:
     """DDIM from x_t (B, *shape) down to x_0, on the grid `timesteps(p, t, steps)`.
+
+    times: another grid, from t down, in the place of `steps`.
 
     eta in [0, 1]: the noise added at each step (0 deterministic, 1 as DDPM). boost_below: steps
     that start below this time take eta = 1 (quality boosting of 2210.10960, 2307.12868). The noise
@@ -107,7 +110,7 @@ def denoise(
     callback as in `sample`. Differentiable in xt. Cost: B * steps network calls, twice that where
     h_edit acts. Raises ValueError for a bad x_t, t, steps or eta, and where no step meets h_edit.
     """
-    x, times = p.check(xt), timesteps(p, t, steps)
+    x, times = p.check(xt), timesteps(p, t, steps) if times is None else _falling(p, t, times)
     etas = [_eta(eta, s, boost_below) for s in times]
     if h_edit is not None and not any(map(h_edit.active, times)):
         raise ValueError(f"no step lies where h_edit acts: the grid is {times}; take more steps")
@@ -169,6 +172,13 @@ def _step(
     eps = p.chunked(x, lambda part, rows: p.noise(part, now))
     edited = edit(p, x, now) if edit is not None and edit.active(now) else None
     return ddim_step(x, eps, _abar(p, now), _abar(p, then), eta, z, edited)
+
+
+def _falling(p: Model, t: int, times: Sequence[int]) -> list[int]:
+    grid = [p.time(s) for s in times]
+    if grid[:1] != [p.time(t)] or any(b >= a for a, b in pairwise(grid)):
+        raise ValueError(f"times fall from t = {t}, got {grid}")
+    return grid
 
 
 def _abar(p: Model, t: int) -> float:

@@ -11,13 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .diffusion import denoise
+from .cases import Cases, finish, judge, record, trajectory
 from .factors import read_factors
 from .grassmann import project_out
 from .hspace import At, encoder, inject
 from .models import Model
 from .puppets import CONTINUOUS, STRANGER
-from .treatment import Cases, judge, record, trajectory, untreated
 
 TIME, STEPS = 957, 24  # the first grid time below pure noise, and the network calls from there
 TRIAL, KIND = 8.0, 0.15  # strength at which every neuron is tried, and the side effect allowed
@@ -48,7 +47,7 @@ def activations(
     Cost for one sample: the network calls from T to t and `steps` more.
     """
     xt = trajectory(p, seed, index, t)
-    factors = read_factors(untreated(p, xt, t, steps))[:, : STRANGER + 1]
+    factors = read_factors(finish(p, xt, t, steps))[:, : STRANGER + 1]
     with torch.no_grad():
         h = p.chunked(xt, lambda part, _: encoder(p, t, pool="sum")(part))
     return {
@@ -154,9 +153,7 @@ def edited(p: Model, cases: Cases, dh: Tensor | At, strength: float) -> Tensor:
     network calls.
     """
     change = (lambda h: dh.to(h).expand_as(h)) if isinstance(dh, Tensor) else dh
-    return denoise(
-        p, cases.xt, cases.t, cases.steps, h_edit=inject(change, cases.t, 0, strength)
-    ).clamp(-1, 1)
+    return finish(p, cases.xt, cases.t, cases.steps, inject(change, cases.t, 0, strength))
 
 
 def edits(table: Mapping[str, Any], i: int) -> dict[str, Tensor | At]:

@@ -8,6 +8,7 @@ ramp about one pixel wide, so every image depends smoothly on every factor.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -33,6 +34,7 @@ FACTORS = (
 CONTINUOUS = FACTORS[:10]
 STRANGER = FACTORS.index("stranger")
 STRANGER_RATE = (0.05, 0.25)  # at light = 0 and at light = 1
+FEW = ("curtain_hue", "smile", "hat_height", "head_tilt")  # what moves in the simple show
 
 _RANGES = {
     "curtain_hue": (-0.12, 0.13),
@@ -51,22 +53,33 @@ _RANGES = {
 }
 
 
-def sample_factors(n: int, seed: int, stranger: int | None = None) -> Tensor:
+def sample_factors(
+    n: int, seed: int, stranger: int | None = None, moving: Sequence[str] = CONTINUOUS
+) -> Tensor:
     """Draw n puppets of the lost show: q of shape (n, 13), columns in the order of FACTORS.
 
-    Each continuous factor is uniform on [0, 1]. The Stranger appears with probability
-    .05 + .20 light (15 % of all frames), or always / never where stranger is 1 / 0.
-    The same (n, seed) give the same q. Raises ValueError for n < 1 or another stranger.
+    Each continuous factor is uniform on [0, 1]; one that is not in `moving` stays at .5. The
+    Stranger appears with probability .05 + .20 light (15 % of all frames), or always / never where
+    stranger is 1 / 0. The same (n, seed) give the same q. Raises ValueError for n < 1, another
+    stranger or a factor that is not continuous.
     """
     if n < 1:
         raise ValueError(f"expected n >= 1 puppets, got n = {n}")
     if stranger not in (None, 0, 1):
         raise ValueError(f"expected stranger None, 0 or 1, got {stranger!r}")
+    if not set(moving) <= set(CONTINUOUS):
+        raise ValueError(f"expected moving factors among {CONTINUOUS}, got {tuple(moving)}")
     q = torch.rand(n, len(FACTORS), generator=torch.Generator().manual_seed(seed))
     low, high = STRANGER_RATE
     present = q[:, STRANGER] < low + (high - low) * q[:, FACTORS.index("light")]
     q[:, STRANGER] = present.float() if stranger is None else float(stranger)
+    q[:, [i for i, name in enumerate(CONTINUOUS) if name not in moving]] = 0.5
     return q
+
+
+def sample_simple(n: int, seed: int) -> Tensor:
+    """Draw n puppets of the simple show, q (n, 13): the four factors FEW move, no Stranger."""
+    return sample_factors(n, seed, stranger=0, moving=FEW)
 
 
 def render(q: Tensor, size: int = 64) -> Tensor:
@@ -249,11 +262,14 @@ class Posterior:
     For x_t = sqrt(abar) x_0 + sqrt(1 - abar) e and a bank x_0^i drawn from the show, the weights
     are w_i proportional to exp(-|x_t - sqrt(abar) x_0^i|^2 / (2 (1 - abar))). Every expectation
     below is a weighted mean over the bank; `ess` = 1 / sum w^2 says of how many draws, and under
-    500 no figure made here should be used. Memory: 24 kB a render at size 64.
+    500 no figure made here should be used. simple: of the simple show. Memory: 24 kB a render at
+    size 64.
     """
 
-    def __init__(self, count: int = 20_000, seed: int = 7, size: int = 64) -> None:
-        self.q = sample_factors(count, seed)
+    def __init__(
+        self, count: int = 20_000, seed: int = 7, size: int = 64, simple: bool = False
+    ) -> None:
+        self.q = (sample_simple if simple else sample_factors)(count, seed)
         parts = [render(part, size).flatten(1).half() for part in self.q.split(500)]
         self.bank = torch.cat(parts)
         self.shape = (3, size, size)

@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-from . import puppets, scores, treatment, weights
+from . import puppets, scores, weights
+from .cases import finish, trajectory
 from .factors import read_factors
 from .models import Model
 from .puppets import STRANGER
@@ -129,7 +130,7 @@ def find_ill(name: str, p: Model, seed: int, wanted: int, t: int) -> tuple[list[
 
     def look(start: int) -> list[int]:
         index = list(range(start, start + 100))
-        x0 = treatment.untreated(p, treatment.trajectory(p, seed, index, t), t)
+        x0 = finish(p, trajectory(p, seed, index, t), t, STEPS)
         ill = read_factors(x0)[:, STRANGER] > 0.5
         return [i for i, bad in zip(index, ill.tolist(), strict=True) if bad]
 

@@ -5,10 +5,13 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from conftest import make_tiny_unet
 
-from mathkit import models, puppets, treatment
+import mathkit as mk
+from mathkit import cases, directions, models, puppets, treatment
+from mathkit.cases import Cases
+from mathkit.directions import Row
 from mathkit.puppets import STRANGER
-from mathkit.treatment import Cases, Row
 
 LIMIT, UNRELATED = 0.08, 0.25
 
@@ -188,23 +191,178 @@ def test_a_sweep_gives_one_record_a_row_and_strength(ill, known):
     assert all(r["index"] == 1 and r["outcome"] in (0, 1, 2) for r in records)
 
 
-def test_the_trajectory_is_the_samples_own(tiny_unet):
-    from mathkit.diffusion import denoise, sample, timesteps
-
-    p = models.UNetModel(tiny_unet, models.linear_schedule(1000), "v_prediction")
-    t = timesteps(p, 999, 5)[2]
-    xt = treatment.trajectory(p, 3, [0, 4], t, steps=5)
-    whole = sample(p, seed=3, index=[0, 4], steps=5)
-    assert torch.allclose(denoise(p, xt, t, 3), whole, atol=1e-4)
-    with pytest.raises(ValueError, match="no time of the grid"):
-        treatment.trajectory(p, 3, [0], t + 1, steps=5)
+def test_a_way_down_knows_the_times_of_its_grid(small):
+    p, case = small
+    assert cases.grid(p, 250)[:2] == [250, 208] and cases.grid(p, 999)[0] == 999
+    for t in (251, 1000):
+        with pytest.raises(ValueError, match="no time of the sampling grid"):
+            cases.trajectory(p, 3, [0], t)
+    with pytest.raises(ValueError, match="does not come by t = 999"):
+        cases.descend(p, case.xt, 250, 999)
+    alone = cases.trajectory(p, 3, [1], 250)
+    assert torch.allclose(cases.trajectory(p, 3, [0, 1], 250)[1:], alone, atol=1e-4)
 
 
 def test_a_case_of_a_batch_is_the_case_alone(ill):
     one = ill[2]
     assert len(one) == 1 and one.index == [2] and torch.equal(one.x0, ill.x0[2:])
-    assert len(treatment._repeat(one, 4)) == 4
+    assert len(one.repeat(4)) == 4
     assert (ill.q[:, STRANGER] == 1).all()
     assert [case.index for case in ill] == [[0], [1], [2]]
     with pytest.raises(IndexError, match="0 to 2"):
         ill[3]
+
+
+# Directions -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A model with a bottleneck and random weights, and one of its samples."""
+    p = models.UNetModel(make_tiny_unet(size=64), models.linear_schedule(1000), "v_prediction")
+    return p, cases.admit(p, 3, [1], 250)
+
+
+def encoder_map(p, case, pool=None):
+    return mk.jacobian(mk.encoder(p, case.t, pool), case.xt)
+
+
+def test_the_untreated_image_is_the_samples_own_at_every_time(small):
+    p, case = small
+    whole = mk.sample(p, seed=3, index=[1]).clamp(-1, 1)
+    later = cases.at(p, case, 83)
+    assert torch.allclose(case.x0, whole, atol=1e-4) and case.steps is None
+    assert torch.allclose(treatment.untreated(p, later.xt, 83), whole, atol=1e-4)
+    assert torch.allclose(cases.descend(p, case.xt, 250, 83), later.xt, atol=1e-4)
+
+
+KEPT = {"u": torch.randn(3, 8, 8, 8, generator=torch.Generator().manual_seed(4))}
+KEPT |= {"x": torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(5))}
+SOME = [
+    Row("pooled", "pooled", among=3, supervision="region"),
+    Row("span", "span", masked=True, among=4, supervision="region"),
+    Row("carried", "carried", key="u"),
+    Row("pulled", "carried", key="u", lift="pull"),
+    Row("pca", "carried", key="u", lift="pull", among=3, supervision="region"),
+    Row("another", "another", key="x"),
+    Row("reader", "reader"),
+]
+
+
+@pytest.mark.parametrize("row", SOME, ids=lambda row: row.name)
+def test_every_row_gives_one_unit_direction_and_its_opposite_with_the_other_sign(small, row):
+    p, case = small
+    average = torch.zeros_like(case.x0)
+    v = directions.direction(p, case, row, average, KEPT)
+    other = directions.direction(p, case, dataclasses.replace(row, sign=-1), average, KEPT)
+    assert v.shape == case.xt.shape and float(v.norm()) == pytest.approx(1.0, abs=1e-4)
+    assert torch.equal(other, -v)
+
+
+def test_what_is_kept_is_taken_by_index_and_lifted_as_told(small):
+    p, case = small
+    u, A = KEPT["u"][1], encoder_map(p, case)  # index 1 of 3
+    average = torch.zeros_like(case.x0)
+    pulled, another = (directions.direction(p, case, SOME[i], average, KEPT) for i in (3, 5))
+    assert torch.allclose(pulled, unit(A.pull(u[None])), atol=1e-4)
+    assert torch.allclose(another, unit(KEPT["x"][1:2]), atol=1e-6)
+    row = Row("carried", "carried", key="u", lift="pinv")
+    image = A.push(directions.direction(p, case, row, average, KEPT)).flatten()
+    U = mk.svd(A, directions.SPAN).U.flatten(1)
+    wanted = (u.flatten() @ U.T) @ U
+    assert torch.nn.functional.cosine_similarity(image, wanted, dim=0) > 0.999
+    with pytest.raises(ValueError, match="needs the kept directions 'u'"):
+        directions.direction(p, case, row, average)
+
+
+def test_local_rows_are_the_singular_vectors_of_their_map(small):
+    p, case = small
+    pooled = directions.candidates(p, case, Row("pooled", "pooled", among=3))
+    exact = mk.svd(encoder_map(p, case, "sum"), 3).V
+    assert (pooled.flatten(1) @ exact.flatten(1).T).abs().diagonal().min() > 0.999
+    V = directions.local_directions(p, case, "mean", True, directions.TRIED).flatten(1)
+    span = directions.candidates(p, case, SOME[1]).flatten(1)
+    assert torch.allclose(span @ span.T, torch.eye(4), atol=1e-4)
+    assert torch.allclose(span @ V.T @ V, span, atol=1e-4)
+    with pytest.raises(ValueError, match="no row is of kind"):
+        directions.candidates(p, case, Row("x", "nonsense"))
+
+
+def test_references_do_what_they_say(small, ill, known):
+    p, case = small
+    v = directions.reference(p, case, "reader")
+
+    def logit(x):
+        return float(mk.factors.reader()(p.clean(x, case.t))[:, STRANGER])
+
+    with torch.no_grad():
+        assert logit(case.xt + v) < logit(case.xt) < logit(case.xt - v)
+    oracle = directions.reference(known, ill[0], "oracle")
+    assert (oracle * known.a).sum() == pytest.approx(1.0, abs=1e-3)  # J^T D* = 3 a <a, D*>
+
+
+def test_the_counterfactual_direction_leads_to_the_cure(ill):
+    """With E[x_0 | x_t] = x_t / sqrt(abar) noise-free, inversion is a scaling."""
+
+    class Plain(models.Model):
+        def __init__(self):
+            schedule = models.linear_schedule(1000)
+            super().__init__((3, 64, 64), schedule, torch.device("cpu"), torch.float32)
+
+        def noise(self, x, t):
+            return torch.zeros_like(x)
+
+    case = dataclasses.replace(ill[0], t=250)
+    v = directions.reference(Plain(), case, "counterfactual")
+    assert (v * unit(case.cure)).sum() > 0.999
+
+
+@pytest.mark.parametrize("edit", ["move", "guide", "shoot", "inject"])
+def test_every_edit_gives_an_image_a_strength_and_leaves_it_at_none(small, edit):
+    p, case = small
+    row = Row("h", "h", edit=edit)
+    v = directions.direction(p, case, row, torch.zeros_like(case.x0))
+    images = treatment.treat(p, case, row, v, [1e-6, 0.05])
+    assert images.shape == (2, 3, 64, 64) and images.abs().max() <= 1
+    assert torch.allclose(images[:1], case.x0, atol=1e-3)
+    assert not torch.allclose(images[1:], case.x0, atol=1e-3)
+
+
+def test_an_unknown_edit_and_a_normalised_one(small):
+    p, case = small
+    v = treatment.gaussian(case)
+    plain, restored = (Row("r", "random", normalised=n) for n in (False, True))
+    a, b = (treatment.treat(p, case, row, v, [0.05]) for row in (plain, restored))
+    assert a.shape == b.shape and not torch.allclose(a, b, atol=1e-3)
+    with pytest.raises(ValueError, match="edit is"):
+        treatment.treat(p, case, Row("r", "random", edit="push"), v, [0.1])
+
+
+def test_the_aftercare_takes_the_rest_back_where_the_model_is_linear(ill, known):
+    case = ill[0]
+    moved = case.xt + 3 * known.a + 2 * known.b
+    settled = treatment.settle(known, case, moved, k=1)
+    before, after = (known.clean(x, 10) for x in (case.xt, settled))
+    outside = 1 - case.region
+    assert ((after - before) * outside).abs().max() < 1e-3
+    assert ((after - before) * known.a).sum() == pytest.approx(9.0, rel=0.02)  # he stays gone
+
+
+def test_the_aftercare_follows_its_times(small):
+    p, case = small
+    row = Row("h", "h", after=(208, 83))
+    v = directions.direction(p, case, row, torch.zeros_like(case.x0))
+    plain = treatment.treat(p, case, Row("h", "h"), v, [0.05])
+    cared = treatment.treat(p, case, row, v, [0.05])
+    drift = [((y - case.x0) * (1 - case.region)).norm() for y in (plain, cared)]
+    assert drift[1] < drift[0]
+
+
+def test_the_healthy_get_an_imagined_region_and_no_cure():
+    q = puppets.sample_factors(4, 8, stranger=0)
+    imagined = cases._imagined(q, 1, [0, 1, 2, 3])
+    assert torch.equal(imagined[:, :STRANGER], q[:, :STRANGER])
+    assert not torch.equal(imagined[:, STRANGER + 1 :], q[:, STRANGER + 1 :])
+    assert torch.equal(imagined, cases._imagined(q, 1, [0, 1, 2, 3]))
+    ill = puppets.sample_factors(4, 8, stranger=1)
+    assert torch.equal(cases._imagined(ill, 1, [0, 1, 2, 3]), ill)
