@@ -29,11 +29,11 @@ def sample_rows(p: Model, seed: int, index: Sequence[int], steps: int = 25) -> d
     image; features: the reader's 256."""
     images = sample(p, seed=seed, index=index, steps=steps).clamp(-1, 1)
 
-    def rounded(x: Tensor) -> list[list[float]]:
-        return [[round(v, 3) for v in row] for row in x.tolist()]
-
     factors = read_factors(images)[:, : STRANGER + 1]
-    return {"factors": rounded(factors), "features": rounded(read_features(images))}
+    return {
+        "factors": scores.rounded(factors, 3),
+        "features": scores.rounded(read_features(images), 3),
+    }
 
 
 def factor_rows(p: Model, seed: int, index: Sequence[int], steps: int = 25) -> list[list[float]]:

@@ -34,7 +34,9 @@ from .results import (
     unrelated_distance,
     write_card,
 )  # fmt: skip
-from .sweeps import SEEDS, SWEEPS, digits, row
+from .scores import rounded
+from .surveys import SURVEYS
+from .sweeps import SEEDS, SWEEPS, row
 
 BAR = "Strangers 12 to 18 %, each KS at most .10, correlation at most .1, Frechet ratio at most 10"
 GRID = (0.005, 0.015, 0.035, 0.08, 0.2, 0.5, 1.0)
@@ -225,7 +227,7 @@ def turn() -> None:
 
     lots = job("turned_places", list(range(0, len(ill), 50)), sums)
     total = torch.tensor([lot["rows"] for lot in lots]).sum(0)
-    places = torch.tensor(digits(total[1] / (~ill).sum() - total[0] / ill.sum(), 4))
+    places = torch.tensor(rounded(total[1] / (~ill).sum() - total[0] / ill.sum(), 4))
 
     def treat(i: int) -> list[dict[str, Any]]:
         case = treatment.admit(p, known["seed"], [i], neurons.TIME, neurons.STEPS)
@@ -234,7 +236,7 @@ def turn() -> None:
 
     cases = job("turned", known["ill"], treat)
     head = {k: known[k] for k in ("seed", "looked", "ill")} | {"t": neurons.TIME}
-    head["places"] = digits(places, 4)
+    head["places"] = rounded(places, 4)
     publish("turned", head | {"rows": _columns(cases, neurons.TURNED)}, lots + cases)
 
 
@@ -251,7 +253,7 @@ def toys() -> None:
     for answer in answers:
         rows[answer["item"][0]] += answer["rows"]
     described = {name: dataclasses.asdict(sweep) for name, sweep in SWEEPS.items()}
-    publish("superposition", {"sweeps": described, "rows": rows}, answers, weights_used=False)
+    publish("superposition", {"sweeps": described, "rows": rows}, answers, networks=())
 
 
 def _columns(cases: Sequence[Any], names: Iterable[str]) -> dict[str, list[dict[str, Any]]]:
@@ -276,4 +278,5 @@ JOBS: dict[str, tuple[Callable[[], None], int]] = {
     "neuron_off": (switch_off, 40),
     "turned": (turn, 25),
     "superposition": (toys, 60),
+    **SURVEYS,
 }

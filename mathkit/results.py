@@ -28,6 +28,7 @@ SCRATCH = pathlib.Path("runs/results")
 SETTINGS = "treatment.json"
 TEST_FROM = 100_000
 EDIT_TIME, STEPS = 500, 12
+NETWORKS = ("alice", "reader")
 DOSES = (0.05, 0.15)
 PRIMARY, CONTROL = "masked mean, projected", "random, best of 6"
 
@@ -41,10 +42,11 @@ def stored(name: str) -> dict[str, Any]:
         path = folder / "results" / f"{name}.json"
         if path.is_file():
             table = json.loads(path.read_text())
-            if table["weights"] not in (None, fingerprint()):
+            now = fingerprint(table.get("networks", NETWORKS))
+            if table["weights"] not in (None, now):
                 raise ValueError(
                     f"{path} was measured on other weights ({table['weights'][:12]}) than the "
-                    f"shipped ones ({fingerprint()[:12]}): run `make results`"
+                    f"shipped ones ({now[:12]}): run `make results`"
                 )
             return table
     raise FileNotFoundError(f"no stored results called {name!r}: run `make results`")
@@ -58,13 +60,23 @@ def settings() -> dict[str, Any]:
     raise FileNotFoundError(f"no {SETTINGS} in data/: run `python -m mathkit results settings`")
 
 
-def fingerprint() -> str:
-    """One SHA-256 over the hashes of all shipped weights."""
-    listed = [e["sha256"] for f in weights.folders()[:1] for e in weights.manifest(f)]
+def fingerprint(networks: Sequence[str] = NETWORKS) -> str:
+    """One SHA-256 over the hashes of the shipped files of these networks."""
+    listed = [
+        e["sha256"]
+        for f in weights.folders()[:1]
+        for e in weights.manifest(f)
+        if e["path"].split("/")[0].removesuffix(".safetensors") in networks
+    ]
     return hashlib.sha256("".join(sorted(listed)).encode()).hexdigest()
 
 
-def job(name: str, items: Sequence[Any], work: Callable[[Any], Any]) -> list[Any]:
+def job(
+    name: str,
+    items: Sequence[Any],
+    work: Callable[[Any], Any],
+    networks: Sequence[str] = NETWORKS,
+) -> list[Any]:
     """work(item) for each item, each answer stored when done; finished ones are read back.
 
     Under torchrun the processes share the items, and each waits until all are done.
@@ -72,7 +84,7 @@ def job(name: str, items: Sequence[Any], work: Callable[[Any], Any]) -> list[Any
     from tqdm.auto import tqdm
 
     rank, world = processes()
-    folder = SCRATCH / name / fingerprint()[:12]
+    folder = SCRATCH / name / fingerprint(networks)[:12]
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{i}.json" for i in range(len(items))]
     mine = [i for i in range(rank, len(items), world) if not paths[i].exists()]
@@ -94,14 +106,21 @@ def processes() -> tuple[int, int]:
 
 
 def publish(
-    name: str, table: dict[str, Any], answers: Sequence[Any], weights_used: bool = True
+    name: str,
+    table: dict[str, Any],
+    answers: Sequence[Any],
+    networks: Sequence[str] = NETWORKS,
 ) -> None:
-    """Write data/results/NAME.json with its provenance (the first process does)."""
+    """Write data/results/NAME.json with its provenance (the first process does).
+
+    networks: those it was measured on; none where it needs no weights.
+    """
     if processes()[0] > 0:
         return
     head = {
         "command": f"python -m mathkit results {name}",
-        "weights": fingerprint() if weights_used else None,
+        "networks": list(networks),
+        "weights": fingerprint(networks) if networks else None,
         "torch": torch.__version__.split("+")[0],
         "python": platform.python_version(),
         "seconds": round(sum(a["seconds"] for a in answers)),

@@ -5,7 +5,7 @@ Tensors in, floats or tensors out; all arithmetic in float64 on the CPU.
 
 from collections.abc import Sequence
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -248,3 +248,12 @@ def _root(x: Tensor) -> Tensor:
     centred = x - x.mean(0)
     values, q = torch.linalg.eigh(centred.T @ centred / (len(x) - 1))
     return q * values.clamp(min=0).sqrt() @ q.T
+
+
+def rounded(x: Any, places: int = 3) -> Any:
+    """A tensor, number or list of either as plain numbers of that many decimal places."""
+    if isinstance(x, Tensor):
+        return rounded(x.tolist(), places)
+    if isinstance(x, list | tuple):
+        return [rounded(v, places) for v in x]
+    return round(x, places) if isinstance(x, float) else x

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .scores import rounded
 from .superposition import (
     Features,
     Toys,
@@ -111,35 +112,28 @@ def row(sweep: Sweep, kind: str, seed: int) -> dict[str, Any]:
     out: dict[str, Any] = {
         "kind": kind,
         "seed": seed,
-        "loss": digits(toys.loss(law, importance), 5),
+        "loss": rounded(toys.loss(law, importance), 5),
     }
     if kind == "linear":
-        return out | {"norm": digits(torch.linalg.vector_norm(toys.W, dim=1), 2)}
+        return out | {"norm": rounded(torch.linalg.vector_norm(toys.W, dim=1), 2)}
     if 1 < sweep.tries <= 10 and sweep.keep != "regions":
-        out["tries"] = digits(found.losses, 5)
+        out["tries"] = rounded(found.losses, 5)
     if toys.path:
-        out["path"] = [digits(p.loss(law, importance), 5) for p in toys.path]
-        out["path D"] = [digits(dimensionality(p.W), 2) for p in toys.path]
+        out["path"] = [rounded(p.loss(law, importance), 5) for p in toys.path]
+        out["path D"] = [rounded(dimensionality(p.W), 2) for p in toys.path]
     return out | KEEP[sweep.keep](toys, law, seed)
 
 
-def digits(values: Tensor, places: int = 3) -> Any:
-    """Nested lists of numbers rounded to `places`."""
-    if values.ndim == 0:
-        return round(float(values), places)
-    return [digits(v, places) for v in values]
-
-
 def _weights(toys: Toys, law: Features, seed: int) -> dict[str, Any]:
-    back = {} if toys.back is None else {"back": digits(toys.back)}
-    return {"W": digits(toys.W), "b": digits(toys.b)} | back
+    back = {} if toys.back is None else {"back": rounded(toys.back)}
+    return {"W": rounded(toys.W), "b": rounded(toys.b)} | back
 
 
 def _shape(toys: Toys, law: Features, seed: int) -> dict[str, Any]:
     """|w_i|, and how crowded feature i is: sum over j != i of (w_i/|w_i| . w_j)^2."""
     norm = torch.linalg.vector_norm(toys.W, dim=1)
     crowd = norm.square() * (1 / dimensionality(toys.W).clamp_min(1e-6) - 1)
-    return {"norm": digits(norm, 2), "crowd": digits(crowd, 2)}
+    return {"norm": rounded(norm, 2), "crowd": rounded(crowd, 2)}
 
 
 def _regions(toys: Toys, law: Features, seed: int) -> dict[str, Any]:
@@ -151,11 +145,11 @@ def _regions(toys: Toys, law: Features, seed: int) -> dict[str, Any]:
 def _plateau(toys: Toys, law: Features, seed: int) -> dict[str, Any]:
     D = dimensionality(toys.W)
     out = {
-        "D*": digits(dimensions_per_feature(toys.W), 4),
+        "D*": rounded(dimensions_per_feature(toys.W), 4),
         "lines": [lines(d) for d in D],
-        "attack": digits(attack(toys, law, count=64), 4),
+        "attack": rounded(attack(toys, law, count=64), 4),
     }
-    return out | ({"D": digits(D[::2])} if seed == 0 else {})
+    return out | ({"D": rounded(D[::2])} if seed == 0 else {})
 
 
 def _between(toys: Toys, law: Features, seed: int) -> dict[str, Any]:
@@ -165,7 +159,10 @@ def _between(toys: Toys, law: Features, seed: int) -> dict[str, Any]:
     group = torch.arange(toys.W.shape[2]) // law.size
     same = (group[:, None] == group) & ~torch.eye(len(group), dtype=torch.bool)
     apart = group[:, None] != group
-    return {"within": digits(squared[:, same].mean(1)), "across": digits(squared[:, apart].mean(1))}
+    return {
+        "within": rounded(squared[:, same].mean(1)),
+        "across": rounded(squared[:, apart].mean(1)),
+    }
 
 
 def _poly(toys: Toys, law: Features, seed: int) -> dict[str, Any]:
@@ -173,7 +170,7 @@ def _poly(toys: Toys, law: Features, seed: int) -> dict[str, Any]:
     squared = toys.W.square()
     total = squared.sum(2)
     share = squared.amax(2) / total.clamp_min(1e-12)
-    return {"share": digits(share, 2), "size": digits(total.sqrt(), 2)}
+    return {"share": rounded(share, 2), "size": rounded(total.sqrt(), 2)}
 
 
 KEEP = {

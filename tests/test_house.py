@@ -37,6 +37,7 @@ ROWS = [
     "treatment",
     "neurons sweeps",
     "results",
+    "surveys",
     "jobs",
     "training atlas",
     "checks style",

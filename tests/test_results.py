@@ -52,7 +52,7 @@ def test_a_table_of_other_weights_is_refused(scratch):
 
 
 def test_a_table_that_used_no_weights_outlives_them(scratch, monkeypatch):
-    results.publish("sums", {"rows": [3]}, [], weights_used=False)
+    results.publish("sums", {"rows": [3]}, [], networks=())
     monkeypatch.setattr(results, "fingerprint", lambda: "1" * 64)
     assert results.stored("sums")["rows"] == [3]
 
