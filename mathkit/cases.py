@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import puppets
-from .diffusion import Callback, Edit, denoise, sample, timesteps
+from .diffusion import Callback, denoise, sample, timesteps
 from .factors import fit_factors, read_factors
 from .maps import LinearMap, mask
 from .models import Model
@@ -144,14 +144,17 @@ def at(p: Model, cases: Cases, t: int) -> Cases:
     return dataclasses.replace(cases, t=t, steps=None, xt=xt)
 
 
-def finish(
-    p: Model, x: Tensor, t: int, steps: int | None = None, h_edit: Edit | None = None
-) -> Tensor:
-    """The image that x at t leads to, clipped to [-1, 1]; steps as in `admit`, h_edit as in
+def finish(p: Model, x: Tensor, t: int, steps: int | None = None, **how: Any) -> Tensor:
+    """The image that x at t leads to, clipped to [-1, 1]; steps as in `admit`, `how` as in
     `mk.denoise`."""
     if steps is None:
-        return denoise(p, x, t, times=grid(p, t), h_edit=h_edit).clamp(-1, 1)
-    return denoise(p, x, t, steps, h_edit=h_edit).clamp(-1, 1)
+        return denoise(p, x, t, times=grid(p, t), **how).clamp(-1, 1)
+    return denoise(p, x, t, steps, **how).clamp(-1, 1)
+
+
+def read_stranger(images: Tensor) -> Tensor:
+    """Whether each image is read as ill, P(Stranger) > .5: (B,) of bool."""
+    return read_factors(images)[:, STRANGER] > 0.5
 
 
 def completions(

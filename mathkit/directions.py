@@ -43,7 +43,8 @@ class Row:
     the first. lift: how a carried u becomes v, "isometry" or "pinv" (`mk.transport`) or "pull",
     J^T u. sign: -1 goes the wrong way on purpose. t: the time of the edit, None the common one.
     edit: "move", "guide", "shoot", "inject"; normalised: eq. 4 of 2302.12469 afterwards; after:
-    times of the aftercare (`treatment.settle`). supervision: what the rule is told beyond x_t and
+    times of the aftercare (`treatment.settle`); boost: below this time the way down is stochastic,
+    eta = 1. supervision: what the rule is told beyond x_t and
     the average puppet.
     """
 
@@ -60,6 +61,10 @@ class Row:
     edit: str = "move"
     normalised: bool = False
     after: tuple[int, ...] = ()
+    boost: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "after", tuple(self.after))  # JSON gives a list
 
 
 def direction(p: Model, case: Cases, row: Row, average: Tensor, kept: Kept | None = None) -> Tensor:

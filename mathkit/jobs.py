@@ -37,6 +37,7 @@ from .results import (
 from .scores import rounded
 from .surveys import SURVEYS
 from .sweeps import SEEDS, SWEEPS, row
+from .trials import run_trial, write_protocol
 
 BAR = "Strangers 12 to 18 %, each KS at most .10, correlation at most .1, Frechet ratio at most 10"
 GRID = (0.005, 0.015, 0.035, 0.08, 0.2, 0.5, 1.0)
@@ -44,15 +45,15 @@ DECIDED_TIMES = (957, 874, 791, 749, 708, 666, 624, 583, 541, 500, 458, 375)
 
 
 def run(names: Sequence[str] = ()) -> None:
-    """Run the named jobs (all but settings if none is named), resuming what was begun.
+    """Run the named jobs (all but the protocol if none is named), resuming what was begun.
 
-    "settings" is run by name alone: what it writes is committed before the treatment is tested.
+    The protocol is run by name alone: what it writes is committed before the trial.
     Raises ValueError for a name that is no job.
     """
     unknown = [n for n in names if n not in JOBS]
     if unknown:
         raise ValueError(f"no job is called {unknown[0]!r}; there are: {', '.join(JOBS)}")
-    for name in names or [name for name in JOBS if name != "settings"]:
+    for name in names or [name for name in JOBS if name not in ("settings", "protocol")]:
         work, minutes = JOBS[name]
         print(f"{name}: about {minutes} minutes on two cores; what is finished is kept")
         work()
@@ -278,5 +279,7 @@ JOBS: dict[str, tuple[Callable[[], None], int]] = {
     "neuron_off": (switch_off, 40),
     "turned": (turn, 25),
     "superposition": (toys, 60),
+    "protocol": (write_protocol, 15),
+    "trial": (run_trial, 120),
     **SURVEYS,
 }

@@ -153,7 +153,7 @@ def edited(p: Model, cases: Cases, dh: Tensor | At, strength: float) -> Tensor:
     network calls.
     """
     change = (lambda h: dh.to(h).expand_as(h)) if isinstance(dh, Tensor) else dh
-    return finish(p, cases.xt, cases.t, cases.steps, inject(change, cases.t, 0, strength))
+    return finish(p, cases.xt, cases.t, cases.steps, h_edit=inject(change, cases.t, 0, strength))
 
 
 def edits(table: Mapping[str, Any], i: int) -> dict[str, Tensor | At]:

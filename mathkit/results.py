@@ -145,18 +145,22 @@ def write_card(path: str, metrics: dict[str, Any]) -> None:
 
 def find_ill(name: str, p: Model, seed: int, wanted: int, t: int) -> tuple[list[int], int]:
     """The first `wanted` indices of `seed` whose untreated image is read as ill, and how many
-    samples were looked at to find them. A job of its own, in lots of 100."""
+    samples were looked at to find them."""
 
-    def look(start: int) -> list[int]:
-        index = list(range(start, start + 100))
-        x0 = finish(p, trajectory(p, seed, index, t), t, STEPS)
-        ill = read_factors(x0)[:, STRANGER] > 0.5
-        return [i for i, bad in zip(index, ill.tolist(), strict=True) if bad]
+    def look(start: int) -> list[bool]:
+        x0 = finish(p, trajectory(p, seed, range(start, start + 100), t), t, STEPS)
+        return (read_factors(x0)[:, STRANGER] > 0.5).tolist()
 
+    return find(name, look, wanted)
+
+
+def find(name: str, look: Callable[[int], Sequence[bool]], wanted: int) -> tuple[list[int], int]:
+    """The first `wanted` indices for which look(start)[index - start] holds, and how many were
+    looked at to find them. A job of its own, in lots of 100."""
     lots = 2
     while True:
         answers = job(name, list(range(0, 100 * lots, 100)), look)
-        found = [i for a in answers for i in a["rows"]]
+        found = [a["item"] + i for a in answers for i, yes in enumerate(a["rows"]) if yes]
         if len(found) >= wanted:
             return found[:wanted], 100 * lots
         lots += 2

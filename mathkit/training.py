@@ -25,6 +25,7 @@ from .models import linear_schedule
 from .puppets import STRANGER
 
 RUNS = pathlib.Path("runs")
+BEGUN = "begun_from.txt"
 TIMESTEPS = 1000
 UNET = dict(
     sample_size=64,
@@ -269,16 +270,19 @@ def reader_metrics(net: nn.Module, n: int = 5000) -> dict[str, object]:
 def ship() -> None:
     """Store the averaged networks of runs/ as float16 in data/ and renew the manifest.
 
-    Raises FileNotFoundError where neither has been trained. The cards that take minutes are
-    measured by `python -m mathkit results alice`.
+    Raises FileNotFoundError where none has been trained. The cards that take minutes are measured
+    by `python -m mathkit results alice understudy`.
     """
-    states = {name: RUNS / name / "state.pt" for name in ("reader", "alice")}
+    states = {name: RUNS / name / "state.pt" for name in ("reader", *PATIENTS)}
     trained = {n: torch.load(s, weights_only=True) for n, s in states.items() if s.exists()}
     if not trained:
         raise FileNotFoundError("nothing is trained in runs/: `make patient` first")
     for name, state in trained.items():
         half = {k: v.half().contiguous() for k, v in state["mean"].items()}
         command = f"python -m mathkit patient {name} --steps {state['step']}"
+        begun = RUNS / name / BEGUN
+        if begun.exists():
+            command += f" --from {begun.read_text().strip()}"
         if name == "reader":
             path = RUNS / name / "reader.safetensors"
             save_file(half, path)
@@ -293,7 +297,7 @@ def _folder(name: str, half: dict[str, Tensor]) -> pathlib.Path:
     """runs/NAME/final in diffusers' layout: a DDPM pipeline that predicts v."""
     from diffusers import DDPMPipeline, DDPMScheduler
 
-    net = make_unet().half()
+    net = make_unet(name).half()
     net.load_state_dict(half)
     scheduler = DDPMScheduler(
         num_train_timesteps=TIMESTEPS, prediction_type="v_prediction", clip_sample=False
@@ -304,10 +308,20 @@ def _folder(name: str, half: dict[str, Tensor]) -> pathlib.Path:
     return folder
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Command line of `python -m mathkit patient [reader|alice]`; both if none is named.
+def begin(net: nn.Module, name: str, folder: str) -> None:
+    """Give `net` the weights of a folder, and note which in runs/NAME for the manifest."""
+    p = load_model(folder, device="cpu")
+    net.load_state_dict(p.unet.state_dict())
+    (weights_file,) = pathlib.Path(folder).rglob("*.safetensors")
+    (RUNS / name).mkdir(parents=True, exist_ok=True)
+    digest = weights.sha256(weights_file)[:16]
+    (RUNS / name / BEGUN).write_text(f"{folder} (SHA-256 {digest}...)\n")
 
-    A run in runs/ is continued; --from begins a new one of ALICE with the weights of a folder.
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line of `python -m mathkit patient [reader|alice|understudy]`; all if none is named.
+
+    A run in runs/ is continued; --from begins a new one with the weights of a folder.
     """
     parser = argparse.ArgumentParser(prog="python -m mathkit patient", description=__doc__)
     names = ("reader", *PATIENTS)
@@ -323,7 +337,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if name != "reader":
             net, rate = make_unet(name), 8e-4
             if args.start:
-                net.load_state_dict(load_model(args.start, device="cpu").unet.state_dict())
+                begin(net, name, args.start)
                 rate /= 2
             loss = DenoiserLoss(simple=name in SIMPLE)
             fit(net, loss, name, args.steps or STEPS[name], rate)

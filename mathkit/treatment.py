@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,10 +22,10 @@ from .directions import TRIED, Kept, Row, direction
 from .hspace import encoder, guide, inject, move, normalise, shoot
 from .maps import jacobian
 from .models import Model
-from .spectral import svd
+from .spectral import SVD, svd
 
 STEPS = 4  # of guidance and of shooting
-CARED = 20  # directions of the rest that the aftercare may move
+CARED, ROUNDS = 20, 2  # directions of the rest that the aftercare may move, and how often
 ROWS = (
     Row("random", "random"),
     Row("random, best of 6", "random", among=TRIED, supervision="region"),
@@ -49,9 +50,9 @@ def treat(p: Model, case: Cases, row: Row, v: Tensor, strengths: Sequence[float]
     if row.normalised:
         moved = normalise(p, moved, case.t, like=case.xt)
     if row.after:
-        moved = torch.cat([cared_for(p, case, y[None], row.after) for y in moved])
+        moved = cared_for(p, case, moved, row.after)
         return finish(p, moved, row.after[-1])
-    return finish(p, moved, case.t, case.steps)
+    return finish(p, moved, case.t, case.steps, boost_below=row.boost)
 
 
 def _moved(p: Model, case: Cases, row: Row, v: Tensor, strength: float) -> Tensor:
@@ -60,10 +61,18 @@ def _moved(p: Model, case: Cases, row: Row, v: Tensor, strength: float) -> Tenso
     if row.edit == "guide":
         return guide(p, case.xt, case.t, v, strength, STEPS)[-1]
     if row.edit == "shoot":
-        return shoot(encoder(p, case.t), case.xt, v, strength, STEPS, k=TRIED)[-1]
+        return shoot(_shot_map(p, case, row), case.xt, v, strength, STEPS, k=TRIED)[-1]
     if row.edit == "move":
         return move(p, case.xt, case.t, v, strength, steps=1)[-1]
     raise ValueError(f'edit is "move", "guide", "shoot" or "inject", got {row.edit!r}')
+
+
+def _shot_map(p: Model, case: Cases, row: Row) -> Callable[[Tensor], Tensor]:
+    """The map whose directions the row takes, for shooting."""
+    if row.kind != "mean":
+        return encoder(p, case.t)
+    mean, spot = posterior_mean(p, case.t), case.region[:, None] if row.masked else 1.0
+    return lambda x: spot * mean(x)
 
 
 def _injected(p: Model, case: Cases, v: Tensor, strength: float) -> Tensor:
@@ -72,7 +81,7 @@ def _injected(p: Model, case: Cases, v: Tensor, strength: float) -> Tensor:
     with torch.no_grad():
         dh = u / u.norm() * f(case.xt).norm()
     edit = inject(dh, case.t, 0, strength)
-    return finish(p, case.xt, case.t, case.steps, edit)
+    return finish(p, case.xt, case.t, case.steps, h_edit=edit)
 
 
 def renoised(p: Model, case: Cases, strength: float) -> Tensor:
@@ -90,30 +99,42 @@ def renoised(p: Model, case: Cases, strength: float) -> Tensor:
 
 
 def cared_for(p: Model, case: Cases, moved: Tensor, times: Sequence[int]) -> Tensor:
-    """`moved`, denoised from the case's t to the last of `times` and settled at each: (1, *shape).
+    """`moved` (B, *shape), denoised from the case's t to the last of `times`, settled at each.
 
     times: grid times below the case's own, falling.
     """
     now = case.t
     for t in times:
-        moved = descend(p, moved, now, t)
-        moved, now = settle(p, at(p, case, t), moved), t
+        moved, now = settle(p, _later(p, case, t), descend(p, moved, now, t)), t
     return moved
 
 
-def settle(p: Model, case: Cases, x: Tensor, k: int = CARED) -> Tensor:
-    """x + A^+ r: the smallest step that takes the rest of the picture back, to first order.
+_later = functools.lru_cache(maxsize=4)(at)
 
-    A: the Jacobian of the posterior mean E at x outside the case's region, A^+ its pseudo-inverse
-    on the top k singular directions, V^T S^-1 U; r = E(x_t) - E(x) there, the drift since the
-    untreated x_t. Cost: one `svd` of rank k.
+
+def settle(p: Model, case: Cases, x: Tensor, rounds: int = ROUNDS) -> Tensor:
+    """x <- x + A^+ r, `rounds` times: small steps that take the rest of the picture back.
+
+    A: the Jacobian of the posterior mean E outside the case's region, at the case's own x_t; A^+
+    its pseudo-inverse on the top CARED singular directions, V^T S^-1 U; r = E(x_t) - E(x) there,
+    the drift since the untreated x_t. x: (B, *shape) at the case's time. Cost: one `svd` of rank
+    CARED for a case, and `rounds` network calls an item.
     """
-    A = outside(case) @ jacobian(posterior_mean(p, case.t), x)
-    U, S, V = svd(A, k)
+    (U, S, V), wanted = _rest(p, case)
     with torch.no_grad():
-        r = outside(case).push(p.clean(case.xt, case.t) - p.clean(x, case.t))
-    c = U.flatten(1) @ r.flatten() / S
-    return x + (c @ V.flatten(1)).reshape(x.shape)
+        for _ in range(rounds):
+            r = outside(case).push(wanted - p.clean(x, case.t)).flatten(1)
+            x = x + (r @ U.flatten(1).T / S @ V.flatten(1)).reshape(x.shape)
+    return x
+
+
+@functools.lru_cache(maxsize=4)
+def _rest(p: Model, case: Cases) -> tuple[SVD, Tensor]:
+    """The singular directions of the rest at the case's x_t, and its posterior mean there."""
+    f = posterior_mean(p, case.t)
+    with torch.no_grad():
+        mean = f(case.xt)
+    return svd(outside(case) @ jacobian(f, case.xt), CARED), mean
 
 
 def sweep(

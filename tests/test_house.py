@@ -37,7 +37,7 @@ ROWS = [
     "treatment",
     "neurons sweeps",
     "results",
-    "surveys",
+    "surveys trials",
     "jobs",
     "training atlas",
     "checks style",

@@ -181,3 +181,22 @@ def test_a_shipped_network_loads_as_the_one_that_was_trained(monkeypatch, tmp_pa
     abar = linear_schedule()[500].float()
     expected = abar.sqrt() * v + (1 - abar).sqrt() * x
     assert torch.allclose(p.noise(x, 500), expected, atol=2e-2)
+
+
+def test_a_run_begun_from_weights_has_them_and_says_so(monkeypatch, tmp_path):
+    monkeypatch.setattr(training, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(weights, "clone", lambda: tmp_path / "data")
+    net, other = training.make_unet("understudy"), training.make_unet("understudy")
+    with torch.no_grad():
+        net.conv_in.bias += 1
+    (tmp_path / "runs" / "understudy").mkdir(parents=True)
+    half = {k: v.half() for k, v in net.state_dict().items()}
+    folder = training._folder("understudy", half)
+    training.begin(other, "understudy", str(folder))
+    assert torch.allclose(other.conv_in.bias, net.conv_in.bias, atol=1e-2)
+    state = {"mean": other.state_dict(), "step": 7}
+    torch.save(state, tmp_path / "runs" / "understudy" / "state.pt")
+    training.ship()
+    (entry,) = (e for e in weights.manifest(tmp_path / "data") if e["path"].endswith("tensors"))
+    assert "understudy --steps 7 --from" in entry["command"] and "SHA-256" in entry["command"]
+    assert entry["size"] < 4e6 and sum(v.numel() for v in half.values()) <= 1.5e6

@@ -338,10 +338,11 @@ def test_an_unknown_edit_and_a_normalised_one(small):
         treatment.treat(p, case, Row("r", "random", edit="push"), v, [0.1])
 
 
-def test_the_aftercare_takes_the_rest_back_where_the_model_is_linear(ill, known):
+def test_the_aftercare_takes_the_rest_back_where_the_model_is_linear(ill, known, monkeypatch):
+    monkeypatch.setattr(treatment, "CARED", 1)
     case = ill[0]
     moved = case.xt + 3 * known.a + 2 * known.b
-    settled = treatment.settle(known, case, moved, k=1)
+    settled = treatment.settle(known, case, moved)
     before, after = (known.clean(x, 10) for x in (case.xt, settled))
     outside = 1 - case.region
     assert ((after - before) * outside).abs().max() < 1e-3

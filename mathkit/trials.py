@@ -1,0 +1,304 @@
+"""The trial: its protocol, fixed on development samples and committed, then the test, once.
+
+`python -m mathkit results protocol` writes data/protocol.json and data/results/kept.safetensors;
+`... trial` treats the test samples by it and writes three tables.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from . import cases, treatment, weights
+from .diffusion import sample
+from .directions import SPAN, TRIED, Kept, Row, direction, encoder_svd
+from .faces import eigenfaces
+from .grassmann import matched_average, mean_subspace
+from .hspace import encoder
+from .loading import load_model
+from .maps import jacobian
+from .models import Model
+from .results import (
+    DOSES,
+    TEST_FROM,
+    average_puppet,
+    find,
+    fingerprint,
+    job,
+    processes,
+    publish,
+    unrelated_distance,
+)
+from .scores import rounded
+
+PROTOCOL, KEPT = "protocol.json", "results/kept.safetensors"
+DEVELOPMENT = 1  # the seed of the development samples
+EDIT_TIME, AFTER = 583, (541, 458)
+TEST, SMALL = 400, 100  # samples of the rows compared first, and of the others
+SOURCES, STUDIED, PATIENTS = (
+    10,
+    250,
+    12,
+)  # development samples: to carry from, to learn from, to dose
+GRID = (0.005, 0.015, 0.035, 0.08, 0.2, 0.5, 1.0)
+MARKS = ("p", "left", "side", "outside", "factor", "worst")  # stored in thousandths
+PRIMARY, CONTROL = "masked mean, aftercare", "random, aftercare"
+_MEAN = Row("", "mean", masked=True, rest=5, among=TRIED, supervision="region")
+_H = Row("", "h", among=TRIED, supervision="region")
+
+
+def _row(base: Row, name: str, **changes: Any) -> Row:
+    return dataclasses.replace(base, name=name, **changes)
+
+
+FIRST = (  # compared on all test samples
+    _row(_MEAN, PRIMARY, after=AFTER),
+    Row(CONTROL, "random", among=TRIED, supervision="region", after=AFTER),
+    _row(_MEAN, "masked mean, projected"),
+    Row("random, best of 6", "random", among=TRIED, supervision="region"),
+    _row(_H, "h, best of 6"),
+    Row("h, first", "h"),
+)
+OTHERS = (
+    Row("random", "random"),
+    Row("fresh noise", "noise"),
+    Row("random in the span", "span", masked=True, among=TRIED, supervision="region"),
+    Row("another's direction", "another", key="clicked x", supervision="click"),
+    _row(_MEAN, "wrong sign, aftercare", sign=-1, after=AFTER),
+    Row("PCA of h", "carried", key="pca", lift="pull", among=TRIED, supervision="region"),
+    Row("pooled h, best of 6", "pooled", among=TRIED, supervision="region"),
+    _row(_H, "h, aftercare", after=AFTER),
+    _row(_H, "h, projected off 5", rest=5),
+    _row(_H, "h, projected off 20", rest=20),
+    _row(_MEAN, "masked mean", rest=0),
+    _row(_MEAN, "masked mean, projected off 20", rest=20),
+    Row("carried", "carried", key="clicked", supervision="click"),
+    Row("carried, pinv", "carried", key="clicked", lift="pinv", supervision="click"),
+    Row("global", "carried", key="global", supervision="click"),
+    Row("matched", "carried", key="matched", supervision="click"),
+    _row(_MEAN, "masked mean, guided", edit="guide"),
+    _row(_MEAN, "masked mean, normalised", normalised=True),
+    _row(_MEAN, "masked mean, shooting", edit="shoot"),
+    _row(_MEAN, "masked mean, boosted", boost=200),
+    _row(_H, "h, guided", edit="guide"),
+    _row(_H, "h, normalised", normalised=True),
+    _row(_H, "h, shooting", edit="shoot"),
+    _row(_H, "h, injected", edit="inject"),
+    *(_row(_H, f"h at {t}", t=t) for t in (749, 666, 500, 416)),
+    Row("mean difference of h", "carried", key="difference", lift="pull", supervision="labels"),
+    Row("reader's gradient", "reader", supervision="labels"),
+    Row("oracle", "oracle", supervision="truth"),
+    Row("counterfactual", "counterfactual", supervision="truth"),
+)
+ROWS = FIRST + OTHERS
+
+
+def strengths_of(row: Row, low: float, high: float) -> list[float]:
+    """The two doses; for the rows compared first also half the lower one and the middle."""
+    doses = [low, high]
+    if row in FIRST:
+        doses = [low / 2, low, (low * high) ** 0.5, high]
+    return [float(f"{s:.4g}") for s in doses]
+
+
+class Ward:
+    """What every case of the trial shares."""
+
+    def __init__(self, limit: float, kept: Kept) -> None:
+        self.p, self.limit, self.kept = load_model("alice"), limit, kept
+        self.unrelated, self.average = unrelated_distance(), average_puppet()
+
+    def sweep(self, seed: int, i: int, plan: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
+        """The rows named in `plan`, each at its strengths, on sample (seed, i)."""
+        case = cases.admit(self.p, seed, [i], EDIT_TIME)
+        rows = [row for row in ROWS if row.name in plan]
+        shared = (self.limit, self.unrelated, self.average, self.kept)
+        return treatment.sweep(self.p, case, rows, lambda row: plan[row.name], *shared)
+
+
+def look(p: Model, seed: int, start: int) -> list[bool]:
+    """Whether each of the samples start ... start + 99 of `seed` is read as ill."""
+    images = sample(p, seed=seed, index=range(start, start + 100)).clamp(-1, 1)
+    return cases.read_stranger(images).tolist()
+
+
+def studied(p: Model) -> dict[str, Tensor]:
+    """Directions of h learnt on development samples: what rows of kind "carried" need.
+
+    "clicked": of the first SOURCES ill samples the image u = J v / |J v| of the direction that the
+    region chooses there, and its v ("clicked x"). "global", "matched": of the mean subspace and of
+    the matched average of the samples' top SPAN left singular vectors, the direction that holds
+    most of the clicked ones, with their sign. "pca": the top TRIED principal axes of h over STUDIED
+    samples. "difference": its mean over the healthy minus its mean over the ill of them.
+    """
+    average, xs = average_puppet(), []
+    f = encoder(p, EDIT_TIME)
+    ill: list[int] = []
+    for start in range(0, STUDIED, 50):
+        batch = cases.trajectory(p, DEVELOPMENT, range(start, start + 50), EDIT_TIME)
+        with torch.no_grad():
+            xs.append(p.chunked(batch, lambda part, _: f(part)))
+        seen = cases.read_stranger(cases.finish(p, batch, EDIT_TIME))
+        ill += seen.tolist()
+    h, sick = torch.cat(xs), torch.tensor(ill)
+    us, vs, bases = [], [], []
+    for i in sick.nonzero().flatten().tolist()[:SOURCES]:
+        case = cases.admit(p, DEVELOPMENT, [i], EDIT_TIME)
+        v = direction(p, case, _row(_H, "h"), average)
+        u = jacobian(f, case.xt).push(v)
+        us.append(u / u.norm())
+        vs.append(v)
+        bases.append(encoder_svd(p, case, SPAN).U)
+    clicked = torch.cat(us)
+    axes = eigenfaces(h.flatten(1), TRIED, tol=1e-3).axes.reshape(TRIED, *h.shape[1:])
+    return {
+        "clicked": clicked,
+        "clicked x": torch.cat(vs[:3]),
+        "global": _nearest(mean_subspace(bases)[0], clicked),
+        "matched": _nearest(matched_average(bases)[0], clicked),
+        "pca": axes,
+        "difference": h[~sick].mean(0, keepdim=True) - h[sick].mean(0, keepdim=True),
+    }
+
+
+def _nearest(V: Tensor, U: Tensor) -> Tensor:
+    """The row of V with the largest sum of squared products with the rows of U, in their sign."""
+    products = V.flatten(1) @ U.flatten(1).T.to(V)
+    i = int(products.square().sum(1).argmax())
+    return V[i : i + 1] * products[i].sum().sign()
+
+
+def protocol() -> dict[str, Any]:
+    """The committed protocol, data/protocol.json; FileNotFoundError where there is none."""
+    for folder in weights.folders():
+        if (folder / PROTOCOL).is_file():
+            return json.loads((folder / PROTOCOL).read_text())
+    raise FileNotFoundError(f"no {PROTOCOL} in data/: run `python -m mathkit results protocol`")
+
+
+def kept() -> dict[str, Tensor]:
+    """The directions that the protocol keeps; ValueError where the file is not the protocol's."""
+    for folder in weights.folders():
+        if (folder / KEPT).is_file():
+            if weights.sha256(folder / KEPT) != protocol()["kept"]:
+                raise ValueError(f"{folder / KEPT} is not the file that {PROTOCOL} names")
+            return {name: v.float() for name, v in load_file(folder / KEPT).items()}
+    raise FileNotFoundError(f"no {KEPT} in data/: run `python -m mathkit results protocol`")
+
+
+def write_protocol() -> None:
+    """Set limit and strengths on development samples, keep their directions, write both.
+
+    limit: the 99th percentile of the distance to the manifold over 200 untreated samples.
+    strengths: for each row the ones whose mean side effect on PATIENTS ill samples is DOSES.
+    """
+    p = load_model("alice")
+    half = {name: v.half() for name, v in studied(p).items()}
+    ward = Ward(0.0, {name: v.float() for name, v in half.items()})
+    distances = job(
+        "protocol_limit",
+        list(range(0, 200, 50)),
+        lambda i: cases.admit(p, DEVELOPMENT, range(i, i + 50), EDIT_TIME).distance.tolist(),
+    )
+    ward.limit = float(torch.quantile(torch.tensor(sum((d["rows"] for d in distances), [])), 0.99))
+    ill, _ = find("protocol_ill", lambda i: look(p, DEVELOPMENT, i), PATIENTS)
+    plan = {row.name: GRID for row in ROWS}
+    answers = job("protocol_sweep", ill, lambda i: ward.sweep(DEVELOPMENT, i, plan))
+    effects = side_effects(columns_of(answers, ("side",)))
+    if processes()[0] > 0:
+        return
+    place = weights.clone() / KEPT
+    save_file({name: v.contiguous() for name, v in half.items()}, place)
+    doses = {
+        row.name: strengths_of(row, *(cases.dose(GRID, effects[row.name], d) for d in DOSES))
+        for row in ROWS
+    }
+    table = {
+        "t": EDIT_TIME, "limit": ward.limit, "unrelated": ward.unrelated,
+        "primary": PRIMARY, "control": CONTROL, "doses": list(DOSES),
+        "weights": fingerprint(), "kept": weights.sha256(place), "development": ill,
+        "strengths": doses, "rows": [dataclasses.asdict(row) for row in ROWS],
+        "side effects on development samples": {k: rounded(v, 4) for k, v in effects.items()},
+    }  # fmt: skip
+    (weights.clone() / PROTOCOL).write_text(json.dumps(table, indent=1) + "\n")
+
+
+def plan_for(chosen: dict[str, Any], healthy: bool, rank: int) -> dict[str, Sequence[float]]:
+    """Which rows the sample number `rank` of its list gets, and at which strengths.
+
+    The rows compared first on all; the others on the first SMALL. The healthy get the two doses of
+    the former, the lower dose of the latter, and no row that needs the true cure.
+    """
+    plan = {}
+    for row in ROWS:
+        s = chosen["strengths"][row.name]
+        if row in FIRST:
+            plan[row.name] = [s[1], s[3]] if healthy else s
+        elif rank < SMALL and not (healthy and row.supervision == "truth"):
+            plan[row.name] = s[:1] if healthy else s
+    return plan
+
+
+def run_trial() -> None:
+    """The test: TEST ill and TEST healthy samples of the seed TEST_FROM, by the protocol."""
+    chosen = protocol()
+    if chosen["weights"] != fingerprint():
+        raise ValueError(f"{PROTOCOL} was fixed on other weights: run `... results protocol` first")
+    p = load_model("alice")
+    ill, looked = find("trial_look", lambda i: look(p, TEST_FROM, i), TEST)
+    healthy = [i for i in range(looked) if i not in set(ill)][:TEST]
+    ward = Ward(chosen["limit"], kept())
+    head = {
+        "protocol": hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest(),
+        "seed": TEST_FROM,
+        "looked": looked,
+    }
+    patients = job(
+        "trial_ill",
+        list(enumerate(ill)),
+        lambda at: ward.sweep(TEST_FROM, at[1], plan_for(chosen, False, at[0])),
+    )
+    others = job(
+        "trial_healthy",
+        list(enumerate(healthy)),
+        lambda at: ward.sweep(TEST_FROM, at[1], plan_for(chosen, True, at[0])),
+    )
+    rows, first = columns_of(patients, MARKS), {row.name for row in FIRST}
+    by_all = {name: column for name, column in rows.items() if name in first}
+    by_some = {name: column for name, column in rows.items() if name not in first}
+    well = columns_of(others, ("p", "side", "outside"))
+    publish("trial", head | {"index": ill, "rows": by_all}, patients)
+    publish("trial_others", head | {"index": ill[:SMALL], "rows": by_some}, [])
+    publish("trial_healthy", head | {"index": healthy, "rows": well}, others)
+
+
+def side_effects(columns: Mapping[str, Any]) -> dict[str, list[float]]:
+    """Row -> the mean side effect at each strength, in units of unrelated puppets."""
+    return {
+        name: [sum(c["side"]) / len(c["side"]) / 1000 for c in column]
+        for name, column in columns.items()
+    }
+
+
+def columns_of(answers: Sequence[dict[str, Any]], marks: Sequence[str]) -> dict[str, Any]:
+    """Row -> one entry a strength: the strength, and each mark as a list over the samples that got
+    the row, in their order; "outcome" as it is, the others in thousandths."""
+    table: dict[str, dict[float, list[dict[str, Any]]]] = {}
+    for answer in answers:
+        for r in answer["rows"]:
+            table.setdefault(r["row"], {}).setdefault(r["strength"], []).append(r)
+    return {
+        name: [
+            {"strength": s, "outcome": [r["outcome"] for r in rs]}
+            | {m: [round(1000 * r[m]) for r in rs] for m in marks}
+            for s, rs in columns.items()
+        ]
+        for name, columns in table.items()
+    }
