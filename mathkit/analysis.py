@@ -41,39 +41,45 @@ def factor_rows(p: Model, seed: int, index: Sequence[int], steps: int = 25) -> l
     return sample_rows(p, seed, index, steps)["factors"]
 
 
-def factor_card(rows: Sequence[Sequence[float]]) -> dict[str, Any]:
+def factor_card(
+    rows: Sequence[Sequence[float]], moving: Sequence[str] = CONTINUOUS
+) -> dict[str, Any]:
     """Strangers with their interval, each factor's KS distance from uniform, and correlations.
 
-    `correlation` is the largest |correlation| between two of the ten factors, which are
-    independent in the show; `light_tie` the difference of mean light between ill and healthy
-    samples (in the show about .13).
+    moving: the factors that move in the show. `correlation` is the largest |correlation| between
+    two of them, which are independent in the show; `light_tie` the difference of mean light between
+    ill and healthy samples (in the show about .13); `still` the largest standard deviation of a
+    factor that should stand still.
     """
     z = torch.tensor(rows)
-    q, ill = z[:, :STRANGER], z[:, STRANGER] > 0.5
-    off = torch.corrcoef(q.T) - torch.eye(STRANGER)
-    distance = dict(zip(CONTINUOUS, scores.ks(q).tolist(), strict=True))
-    light = q[:, CONTINUOUS.index("light")]
-    return {
+    ill, at = z[:, STRANGER] > 0.5, [CONTINUOUS.index(name) for name in moving]
+    q, light = z[:, at], z[:, CONTINUOUS.index("light")]
+    off = torch.corrcoef(q.T) - torch.eye(len(at))
+    distance = dict(zip(moving, scores.ks(q).tolist(), strict=True))
+    card = {
         "samples": len(z),
         "strangers": scores.in_words(int(ill.sum()), len(z)),
         "ks": distance,
         "ks_worst": max(distance.values()),
         "correlation": float(off.abs().max()),
-        "light_tie": float(light[ill].mean() - light[~ill].mean()),
     }
+    if len(at) == STRANGER:
+        return card | {"light_tie": float(light[ill].mean() - light[~ill].mean())}
+    still = [i for i in range(STRANGER) if i not in at]
+    return card | {"still": float(z[:, still].std(0).max())}
 
 
-def frechet_ratio(features: Tensor) -> float:
+def frechet_ratio(
+    features: Tensor, draw: Callable[[int, int], Tensor] = puppets.sample_factors
+) -> float:
     """Frechet distance of n samples to n real frames over that between two sets of n real frames.
 
     features (n, 256) of the samples, as `read_features` gives them; 1 is as near as real ones are.
+    draw: of which show, (n, seed) -> factors.
     """
-    real, other = (read_features(_frames(len(features), s)) for s in (11, 12))
+    sets = ([puppets.render(q) for q in draw(len(features), s).split(500)] for s in (11, 12))
+    real, other = (read_features(torch.cat(frames)) for frames in sets)
     return scores.frechet(features, real) / scores.frechet(other, real)
-
-
-def _frames(n: int, seed: int) -> Tensor:
-    return torch.cat([puppets.render(q) for q in puppets.sample_factors(n, seed).split(500)])
 
 
 def derivative_row(p: Model, truth: Posterior, frame: int, t: int, k: int = 10) -> dict[str, float]:
@@ -85,7 +91,7 @@ def derivative_row(p: Model, truth: Posterior, frame: int, t: int, k: int = 10) 
     gain; overlap: the mean squared cosine between the two top-k subspaces (1 equal, k / n chance);
     error: |E_model - E_exact| / |E_exact|.
     """
-    x0 = puppets.render(puppets.sample_factors(frame + 1, seed=21)[frame:])
+    x0 = puppets.render(truth.draw(frame + 1, 21)[frame:])
     abar = float(p.alphas_cumprod[t])
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(frame))
     xt = abar**0.5 * x0 + (1 - abar) ** 0.5 * noise

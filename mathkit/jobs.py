@@ -14,7 +14,7 @@ from . import analysis, neurons, treatment, weights
 from .factors import read_factors
 from .loading import load_model
 from .models import Model
-from .puppets import STRANGER, Posterior
+from .puppets import CONTINUOUS, FEW, STRANGER, Posterior
 from .results import (
     CONTROL,
     DOSES,
@@ -61,25 +61,37 @@ def run(names: Sequence[str] = ()) -> None:
 
 def alice() -> None:
     """Her card: factors of 2,000 samples, the Frechet ratio, her derivative on 20 frames."""
-    p, truth = load_model("alice"), Posterior()
+    measure("alice", Posterior(), samples=2000, frames=20, moving=CONTINUOUS)
+
+
+def understudy() -> None:
+    """The understudy's card, on the simple show: 600 samples and 10 frames."""
+    measure("understudy", Posterior(simple=True), samples=600, frames=10, moving=FEW)
+
+
+def measure(name: str, truth: Posterior, samples: int, frames: int, moving: Sequence[str]) -> None:
+    """The card of a patient, stored with the weights, and the rows behind it."""
+    p, networks = load_model(name), (name, "reader")
     parts = job(
-        "alice_samples",
-        list(range(0, 2000, 100)),
+        f"{name}_samples",
+        list(range(0, samples, 100)),
         lambda i: analysis.sample_rows(p, 0, range(i, i + 100)),
+        networks,
     )
-    points = [(frame, t) for frame in range(20) for t in analysis.TIMES]
-    slopes = job("alice_slopes", points, lambda at: analysis.derivative_row(p, truth, *at))
+    points = [(frame, t) for frame in range(frames) for t in analysis.TIMES]
+    slopes = job(
+        f"{name}_slopes", points, lambda at: analysis.derivative_row(p, truth, *at), networks
+    )
     factors = [row for part in parts for row in part["rows"]["factors"]]
     features = torch.tensor([row for part in parts for row in part["rows"]["features"]])
     derivative = [s["rows"] for s in slopes]
-    card = (
-        {"bar": BAR}
-        | analysis.factor_card(factors)
-        | {"frechet_ratio": analysis.frechet_ratio(features)}
-    )
-    table = {"card": card | analysis.derivative_card(derivative)}
-    publish("alice", table | {"factors": factors, "derivative": derivative}, parts + slopes)
-    write_card("alice/unet/diffusion_pytorch_model.safetensors", table["card"])
+    card: dict[str, Any] = {"bar": BAR} if name == "alice" else {}
+    card |= analysis.factor_card(factors, moving)
+    card |= {"frechet_ratio": analysis.frechet_ratio(features, truth.draw)}
+    card |= analysis.derivative_card(derivative)
+    table = {"card": card, "factors": factors, "derivative": derivative}
+    publish(name, table, parts + slopes, networks)
+    write_card(f"{name}/unet/diffusion_pytorch_model.safetensors", card)
 
 
 def choose_settings() -> None:
@@ -272,6 +284,7 @@ def _columns(cases: Sequence[Any], names: Iterable[str]) -> dict[str, list[dict[
 
 JOBS: dict[str, tuple[Callable[[], None], int]] = {
     "alice": (alice, 15),
+    "understudy": (understudy, 5),
     "settings": (choose_settings, 6),
     "treatment": (treat_test, 25),
     "decided": (decide, 15),

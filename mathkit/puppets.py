@@ -262,14 +262,15 @@ class Posterior:
     For x_t = sqrt(abar) x_0 + sqrt(1 - abar) e and a bank x_0^i drawn from the show, the weights
     are w_i proportional to exp(-|x_t - sqrt(abar) x_0^i|^2 / (2 (1 - abar))). Every expectation
     below is a weighted mean over the bank; `ess` = 1 / sum w^2 says of how many draws, and under
-    500 no figure made here should be used. simple: of the simple show. Memory: 24 kB a render at
-    size 64.
+    500 no figure made here should be used. simple: of the simple show; `draw` draws it. Memory:
+    24 kB a render at size 64.
     """
 
     def __init__(
         self, count: int = 20_000, seed: int = 7, size: int = 64, simple: bool = False
     ) -> None:
-        self.q = (sample_simple if simple else sample_factors)(count, seed)
+        self.draw = sample_simple if simple else sample_factors
+        self.q = self.draw(count, seed)
         parts = [render(part, size).flatten(1).half() for part in self.q.split(500)]
         self.bank = torch.cat(parts)
         self.shape = (3, size, size)

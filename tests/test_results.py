@@ -53,7 +53,7 @@ def test_a_table_of_other_weights_is_refused(scratch):
 
 def test_a_table_that_used_no_weights_outlives_them(scratch, monkeypatch):
     results.publish("sums", {"rows": [3]}, [], networks=())
-    monkeypatch.setattr(results, "fingerprint", lambda: "1" * 64)
+    monkeypatch.setattr(results, "fingerprint", lambda networks=(): "1" * 64)
     assert results.stored("sums")["rows"] == [3]
 
 
@@ -68,7 +68,7 @@ def test_what_is_not_there_says_how_to_make_it(scratch):
 
 def test_other_weights_begin_a_job_anew(scratch, monkeypatch):
     results.job("squares", [1], lambda i: "old")
-    monkeypatch.setattr(results, "fingerprint", lambda: "f" * 64)
+    monkeypatch.setattr(results, "fingerprint", lambda networks=(): "f" * 64)
     assert results.job("squares", [1], lambda i: "new")[0]["rows"] == "new"
 
 
@@ -135,3 +135,9 @@ def test_overlap_is_one_for_equal_spans_and_small_by_chance():
     assert analysis.overlap(v, turned) == pytest.approx(1.0, abs=1e-5)
     other = torch.linalg.qr(torch.randn(200, 4)).Q.T
     assert analysis.overlap(v, other) < 0.15
+
+
+def test_a_table_is_tied_to_the_networks_it_was_measured_on_alone():
+    both, hers = results.fingerprint(("alice", "reader")), results.fingerprint(("alice",))
+    assert results.fingerprint() == both != hers
+    assert results.fingerprint(("alice", "reader", "nobody")) == both
