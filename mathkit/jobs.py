@@ -37,7 +37,7 @@ from .results import (
 from .scores import rounded
 from .surveys import SURVEYS
 from .sweeps import SEEDS, SWEEPS, row
-from .trials import run_trial, write_protocol
+from .trials import run_always, run_trial, write_protocol
 
 BAR = "Strangers 12 to 18 %, each KS at most .10, correlation at most .1, Frechet ratio at most 10"
 GRID = (0.005, 0.015, 0.035, 0.08, 0.2, 0.5, 1.0)
@@ -294,5 +294,6 @@ JOBS: dict[str, tuple[Callable[[], None], int]] = {
     "superposition": (toys, 60),
     "protocol": (write_protocol, 15),
     "trial": (run_trial, 120),
+    "always": (run_always, 20),
     **SURVEYS,
 }

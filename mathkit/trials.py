@@ -17,14 +17,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from . import cases, treatment, weights
+from .analysis import factor_card, frechet_ratio
 from .diffusion import sample
 from .directions import SPAN, TRIED, Kept, Row, direction, encoder_svd
 from .faces import eigenfaces
+from .factors import read_factors, read_features
 from .grassmann import matched_average, mean_subspace
 from .hspace import encoder
 from .loading import load_model
 from .maps import jacobian
 from .models import Model
+from .puppets import STRANGER
 from .results import (
     DOSES,
     TEST_FROM,
@@ -49,6 +52,7 @@ SOURCES, STUDIED, PATIENTS = (
 )  # development samples: to carry from, to learn from, to dose
 GRID = (0.005, 0.015, 0.035, 0.08, 0.2, 0.5, 1.0)
 MARKS = ("p", "left", "side", "outside", "factor", "worst")  # stored in thousandths
+ALWAYS, FRESH = "carried", 1000  # what a patient gets who is not looked at; on how many samples
 PRIMARY, CONTROL = "masked mean, aftercare", "random, aftercare"
 _MEAN = Row("", "mean", masked=True, rest=5, among=TRIED, supervision="region")
 _H = Row("", "h", among=TRIED, supervision="region")
@@ -277,6 +281,39 @@ def run_trial() -> None:
     publish("trial", head | {"index": ill, "rows": by_all}, patients)
     publish("trial_others", head | {"index": ill[:SMALL], "rows": by_some}, [])
     publish("trial_healthy", head | {"index": healthy, "rows": well}, others)
+
+
+def always_row(ward: Ward, i: int, strength: float) -> dict[str, Any]:
+    """Fresh sample (TEST_FROM + 1, i) treated without a look at it: P(Stranger) of the untreated
+    image, and of the treated one the ten factors, P(Stranger) and the reader's features."""
+    case = cases.admit(ward.p, TEST_FROM + 1, [i], EDIT_TIME)
+    row = next(row for row in ROWS if row.name == ALWAYS)
+    v = direction(ward.p, case, row, ward.average, ward.kept)
+    image = treatment.treat(ward.p, case, row, v, [strength])
+    before = float(read_factors(case.x0)[0, STRANGER])
+    after = read_factors(image)[0, : STRANGER + 1]
+    features = read_features(image)[0]
+    return {"before": rounded(before), "after": rounded(after), "features": rounded(features)}
+
+
+def run_always() -> None:
+    """The patient with the treatment always on: FRESH samples, whoever is in them."""
+    chosen = protocol()
+    ward = Ward(chosen["limit"], kept())
+    strength = chosen["strengths"][ALWAYS][0]
+    answers = job("always", list(range(FRESH)), lambda i: always_row(ward, i, strength))
+    rows = [a["rows"] for a in answers]
+    features = torch.tensor([r["features"] for r in rows])
+    after = [r["after"] for r in rows]
+    table = {
+        "row": ALWAYS,
+        "strength": strength,
+        "seed": TEST_FROM + 1,
+        "frechet_ratio": frechet_ratio(features),
+        "before": [r["before"] for r in rows],
+        "after": after,
+    }
+    publish("always", table | {"card": factor_card(after)}, answers)
 
 
 def side_effects(columns: Mapping[str, Any]) -> dict[str, list[float]]:

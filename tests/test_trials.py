@@ -107,6 +107,16 @@ def test_the_ward_treats_a_sample_by_the_plan(learnt):
     ]  # fmt: skip
 
 
+def test_the_treatment_always_on_reads_before_and_after(learnt):
+    p, kept, patch = learnt
+    patch.setattr(trials, "load_model", lambda name: p)
+    ward = trials.Ward(1.0, kept)
+    mild, strong = (trials.always_row(ward, 2, s) for s in (1e-6, 0.3))
+    assert len(mild["after"]) == 11 and len(mild["features"]) == 256
+    assert mild["after"][10] == pytest.approx(mild["before"], abs=2e-3)
+    assert mild["after"] != strong["after"]
+
+
 def test_there_is_no_trial_without_a_protocol(monkeypatch):
     monkeypatch.setattr(trials, "PROTOCOL", "none.json")
     monkeypatch.setattr(trials, "KEPT", "none.safetensors")
