@@ -37,13 +37,14 @@ ROWS = (
 )
 
 
-def treat(p: Model, case: Cases, row: Row, v: Tensor, strengths: Sequence[float]) -> Tensor:
-    """The treated images, one for each strength, (len(strengths), *shape) in [-1, 1].
+def treat(p: Model, case: Cases, row: Row, v: Tensor, strength: float | Sequence[float]) -> Tensor:
+    """The treated images, one for each strength given, (B, *shape) in [-1, 1].
 
     strength: |x_t' - x_t| / |x_t| of the step itself, before normalisation and aftercare; of row
     kind "noise" the noise in x_t is turned towards fresh noise by the angle that gives the same
     length; of edit "inject" the length of dh = s |h| u at every step, u = J v / |J v|.
     """
+    strengths = strength if isinstance(strength, Sequence) else [strength]
     if row.edit == "inject":
         return torch.cat([_injected(p, case, v, s) for s in strengths])
     moved = torch.cat([_moved(p, case, row, v, s) for s in strengths])
