@@ -287,6 +287,53 @@ def tradeoff(
     with an error bar.
     """
     ax = _axes(ax, 3.6 + 0.22 * math.ceil(len(curves) / 2), title)
+    _curves(ax, curves, accent)
+    for dose in doses:
+        _mark(ax, dose, f"{dose:g}", style.GREY)
+    ax.set(xlabel=xlabel, ylabel=ylabel, ylim=(-0.03, 1.1))
+    ax.set_xlim(left=0)
+    return _legend_below(ax)
+
+
+@style.styled
+def over_time(
+    curves: Mapping[str, Sequence[Any]],
+    *,
+    levels: Mapping[str, float] | None = None,
+    accent: str = "",
+    log: bool = False,
+    ax: Axes | None = None,
+    title: str = "",
+    ylabel: str = "",
+) -> Axes:
+    """What is measured at times t, noise on the left, picture on the right.
+
+    curves: {name: (t, y) or (t, y, low, high)}, one line with its band each, each at times
+    of its own.
+    levels: named horizontal lines, such as chance. accent: the name of the curve to point at.
+    """
+    ax = _axes(ax, 3.2 + 0.22 * math.ceil(len(curves) / 2), title)
+    _curves(ax, curves, accent)
+    for name, y in (levels or {}).items():
+        ax.axhline(y, color=style.GREY, ls="--", lw=1.3, zorder=1)
+        ax.annotate(
+            name,
+            (1, y),
+            (-3, 3),
+            xycoords=ax.get_yaxis_transform(),
+            textcoords="offset points",
+            ha="right",
+            fontsize=10,
+            color=style.GREY,
+        )
+    ax.set(xlabel="t", ylabel=ylabel, yscale="log" if log else "linear")
+    if not log:
+        ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]))
+    ax.invert_xaxis()
+    return _legend_below(ax)
+
+
+def _curves(ax: Axes, curves: Mapping[str, Sequence[Any]], accent: str) -> None:
     pens = product(("-", "--", ":"), style.CYCLE)
     for (name, curve), marker in zip(curves.items(), cycle(MARKERS), strict=False):
         x, y, *ends = map(style.numbers, curve)
@@ -294,10 +341,9 @@ def tradeoff(
         ax.plot(x, y, line, marker=marker, color=colour, label=name, zorder=3 + (name == accent))
         if ends:
             _band(ax, x, ends[0], ends[1], colour)
-    for dose in doses:
-        _mark(ax, dose, f"{dose:g}", style.GREY)
-    ax.set(xlabel=xlabel, ylabel=ylabel, ylim=(-0.03, 1.1))
-    ax.set_xlim(left=0)
+
+
+def _legend_below(ax: Axes) -> Axes:
     under = ax.transAxes + ScaledTranslation(0, -0.55, ax.figure.figure.dpi_scale_trans)
     pair = 2 if ax.get_window_extent().width > 4 * ax.figure.figure.dpi else 1
     ax.legend(

@@ -55,6 +55,17 @@ def two_spectra():
     return plot.spectrum(0.6 * s, label="pooled", ax=ax)
 
 
+def trends():
+    t = torch.arange(900, 0, -200.0)
+    y = 0.1 + rand(2, 5)
+    exact = torch.full((3,), 0.5)
+    return {
+        "encoder": (t, y[0], y[0] - 0.05, y[0] + 0.1),
+        "posterior mean": (t, y[1]),
+        "exact posterior": (t[:3], exact, exact - 0.1, exact + 0.1),
+    }
+
+
 GALLERY = {
     "row": lambda: plot.row(images(8), [f"t = {t}" for t in range(900, 100, -100)], title="Noise"),
     "stage": lambda: plot.stage(
@@ -87,6 +98,14 @@ GALLERY = {
     "heat, signed": lambda: plot.heat(rand(4, 9) - 0.5, signed=True, label="correlation"),
     "heat, large": lambda: plot.heat(rand(24, 24), title="Phase diagram"),
     "tradeoff": lambda: plot.tradeoff(curves(), accent="local SVD of h", title="What a cure costs"),
+    "over time": lambda: plot.over_time(
+        trends(),
+        levels={"chance": 0.05},
+        accent="exact posterior",
+        title="Found of the tangent space",
+        ylabel="share",
+    ),
+    "over time, log": lambda: plot.over_time(trends(), log=True, levels={"floor": 1e-3}),
 }
 
 
