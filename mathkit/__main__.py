@@ -8,7 +8,7 @@ from typing import Any
 
 COMMANDS = {
     "info": "versions, device, threads and weights' hashes, for a bug report",
-    "patient": "train ALICE and her factor reader from scratch, resuming from runs/",
+    "patient": "train ALICE, her factor reader and her understudy, resuming from runs/",
     "ship": "copy trained weights from runs/ to data/ and renew the manifest",
     "results": "measure the stored tables (all, or the NAMEs given), resuming where it stopped",
 }

@@ -31,8 +31,8 @@ def sample_rows(p: Model, seed: int, index: Sequence[int], steps: int = 25) -> d
 
     factors = read_factors(images)[:, : STRANGER + 1]
     return {
-        "factors": scores.rounded(factors, 3),
-        "features": scores.rounded(read_features(images), 3),
+        "factors": scores.rounded(factors),
+        "features": scores.rounded(read_features(images)),
     }
 
 

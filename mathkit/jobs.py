@@ -26,6 +26,7 @@ from .results import (
     average_puppet,
     find_ill,
     fingerprint,
+    is_stored,
     job,
     processes,
     publish,
@@ -45,15 +46,15 @@ DECIDED_TIMES = (957, 874, 791, 749, 708, 666, 624, 583, 541, 500, 458, 375)
 
 
 def run(names: Sequence[str] = ()) -> None:
-    """Run the named jobs (all but the protocol if none is named), resuming what was begun.
+    """Run the named jobs (all whose tables are stored if none is named), resuming what was begun.
 
-    The protocol is run by name alone: what it writes is committed before the trial.
-    Raises ValueError for a name that is no job.
+    What has no table yet is run by name: the protocol, which is committed before the trial, and
+    whatever has not been measured so far. Raises ValueError for a name that is no job.
     """
     unknown = [n for n in names if n not in JOBS]
     if unknown:
         raise ValueError(f"no job is called {unknown[0]!r}; there are: {', '.join(JOBS)}")
-    for name in names or [name for name in JOBS if name not in ("settings", "protocol")]:
+    for name in names or [name for name in JOBS if is_stored(name)]:
         work, minutes = JOBS[name]
         print(f"{name}: about {minutes} minutes on two cores; what is finished is kept")
         work()

@@ -19,10 +19,8 @@ from typing import Any
 import torch
 
 from . import puppets, scores, weights
-from .cases import finish, trajectory
-from .factors import read_factors
+from .cases import finish, read_stranger, trajectory
 from .models import Model
-from .puppets import STRANGER
 
 SCRATCH = pathlib.Path("runs/results")
 SETTINGS = "treatment.json"
@@ -50,6 +48,11 @@ def stored(name: str) -> dict[str, Any]:
                 )
             return table
     raise FileNotFoundError(f"no stored results called {name!r}: run `make results`")
+
+
+def is_stored(name: str) -> bool:
+    """Whether there is a table data/results/NAME.json, on whatever weights."""
+    return any((folder / "results" / f"{name}.json").is_file() for folder in weights.folders())
 
 
 def settings() -> dict[str, Any]:
@@ -149,7 +152,7 @@ def find_ill(name: str, p: Model, seed: int, wanted: int, t: int) -> tuple[list[
 
     def look(start: int) -> list[bool]:
         x0 = finish(p, trajectory(p, seed, range(start, start + 100), t), t, STEPS)
-        return (read_factors(x0)[:, STRANGER] > 0.5).tolist()
+        return read_stranger(x0).tolist()
 
     return find(name, look, wanted)
 

@@ -221,11 +221,10 @@ def effect_row(p: Model, u: Tensor, i: int, t: int) -> dict[str, Any]:
         "local": r.V[: len(u)],
         "tangents": J.pull(analysis.tangents(case.q)),
     }
-    plain = Row("plain", "h")
     row: dict[str, Any] = {"index": i, "t": t}
     for name, V in groups.items():
         ends = [
-            torch.cat([treatment.treat(p, case, plain, v[None], [s]) for v in V])
+            torch.cat([treatment.treat(p, case, EDITS["plain"], v[None], [s]) for v in V])
             for s in (-EFFECT_STRENGTH, EFFECT_STRENGTH)
         ]
         low, high = (read_factors(images)[:, : STRANGER + 1] for images in ends)

@@ -321,16 +321,20 @@ def begin(net: nn.Module, name: str, folder: str) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line of `python -m mathkit patient [reader|alice|understudy]`; all if none is named.
 
-    A run in runs/ is continued; --from begins a new one with the weights of a folder.
+    A run in runs/ is continued; --from begins a new one, ALICE's if none is named, with the weights
+    of a folder.
     """
     parser = argparse.ArgumentParser(prog="python -m mathkit patient", description=__doc__)
     names = ("reader", *PATIENTS)
-    parser.add_argument("names", nargs="*", choices=names, default=names)
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(names)}; all if none is given")
     parser.add_argument("--steps", type=int, help="of the run as a whole, earlier ones counted in")
     parser.add_argument("--from", dest="start", help="a folder with trained weights to begin with")
     args = parser.parse_args(argv)
-    if args.start and len(args.names) != 1:
-        raise SystemExit("--from begins one network: `patient alice --from data/alice`")
+    if unknown := [name for name in args.names if name not in names]:
+        parser.error(f"nobody is called {unknown[0]!r}; there are: {', '.join(names)}")
+    args.names = args.names or (("alice",) if args.start else names)
+    if args.start and (len(args.names) != 1 or "reader" in args.names):
+        raise SystemExit("--from begins one patient: `patient alice --from data/alice`")
     if "reader" in args.names:
         fit(make_reader(), reader_loss, "reader", args.steps or STEPS["reader"], 2e-3)
     for name in args.names:

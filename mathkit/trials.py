@@ -45,11 +45,8 @@ PROTOCOL, KEPT = "protocol.json", "results/kept.safetensors"
 DEVELOPMENT = 1  # the seed of the development samples
 EDIT_TIME, AFTER = 583, (541, 458)
 TEST, SMALL = 400, 100  # samples of the rows compared first, and of the others
-SOURCES, STUDIED, PATIENTS = (
-    10,
-    250,
-    12,
-)  # development samples: to carry from, to learn from, to dose
+# Development samples: to carry directions from, to learn from, to set doses on.
+SOURCES, STUDIED, PATIENTS = 10, 250, 12
 GRID = (0.005, 0.015, 0.035, 0.08, 0.2, 0.5, 1.0)
 MARKS = ("p", "left", "side", "outside", "factor", "worst")  # stored in thousandths
 ALWAYS, FRESH = "carried", 1000  # what a patient gets who is not looked at; on how many samples

@@ -141,3 +141,14 @@ def test_a_table_is_tied_to_the_networks_it_was_measured_on_alone():
     both, hers = results.fingerprint(("alice", "reader")), results.fingerprint(("alice",))
     assert results.fingerprint() == both != hers
     assert results.fingerprint(("alice", "reader", "nobody")) == both
+
+
+def test_without_names_the_jobs_run_whose_tables_are_stored(scratch, monkeypatch):
+    ran = []
+    made = {name: (lambda name=name: ran.append(name), 1) for name in ("one", "two", "protocol")}
+    monkeypatch.setattr(jobs, "JOBS", made)
+    results.publish("two", {"rows": []}, [])
+    jobs.run()
+    assert ran == ["two"]
+    jobs.run(["protocol"])
+    assert ran == ["two", "protocol"]

@@ -200,3 +200,22 @@ def test_a_run_begun_from_weights_has_them_and_says_so(monkeypatch, tmp_path):
     (entry,) = (e for e in weights.manifest(tmp_path / "data") if e["path"].endswith("tensors"))
     assert "understudy --steps 7 --from" in entry["command"] and "SHA-256" in entry["command"]
     assert entry["size"] < 4e6 and sum(v.numel() for v in half.values()) <= 1.5e6
+
+
+@pytest.mark.parametrize("words", [["alice", "understudy"], ["reader"]])
+def test_weights_to_begin_with_are_one_patients(words):
+    with pytest.raises(SystemExit, match="begins one patient"):
+        training.main([*words, "--from", "data/alice"])
+
+
+def test_weights_without_a_name_begin_alice(monkeypatch):
+    begun = []
+    monkeypatch.setattr(training, "begin", lambda net, name, folder: begun.append((name, folder)))
+    monkeypatch.setattr(training, "fit", lambda *given: begun.append(given[2]))
+    training.main(["--from", "data/alice"])
+    assert begun == [("alice", "data/alice"), "alice"]
+    begun.clear()
+    training.main([])
+    assert begun == ["reader", "alice", "understudy"]
+    with pytest.raises(SystemExit):
+        training.main(["nobody"])
