@@ -10,6 +10,7 @@ COMMANDS = {
     "info": "versions, device, threads and weights' hashes, for a bug report",
     "patient": "train ALICE, her factor reader and her understudy, resuming from runs/",
     "ship": "copy trained weights from runs/ to data/ and renew the manifest",
+    "atlas": "local bases for many samples and times, alone or under torchrun, resuming",
     "results": "measure the stored tables (all, or the NAMEs given), resuming where it stopped",
 }
 
@@ -29,6 +30,8 @@ def run(command: str, rest: Sequence[str]) -> None:
         return call("training", "ship")
     if command == "patient":
         return call("training", "main", list(rest))
+    if command == "atlas":
+        return call("atlas", "main", list(rest))
     return call("jobs", "run", list(rest))
 
 

@@ -1,25 +1,38 @@
-"""Load a diffusion model: a built-in one, a local diffusers folder, or a Hub repository."""
+"""Load a diffusion model: a built-in one, a local diffusers folder, or a Hub repository.
+
+No file of a repository is ever run: configurations are JSON, weights are tensors.
+"""
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from . import weights
-from .models import UNetModel
+from .models import TextModel, UNetModel, network_shape
 
 STEM = "diffusion_pytorch_model"
+KINDS = ("UNet2DModel", "UNet2DConditionModel")
+PARTS = {"vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}  # of a text model
+READ = (".", "unet", "scheduler", "tokenizer", *PARTS)
+# Hub repositories whose files we know: without a revision this commit is taken.
 PUBLISHED = {
     ("google/ddpm-celebahq-256", "cd5c944777ea2668051904ead6cc120739b86c4d"): (
         "efff89712093ad060ce99d9b461bbe542b49d8dd4ce30f23fe5761dca292361d"
     )
 }
+PATIENCE = 10.0  # seconds for the Hub's first answer
+HALF = (torch.float16, torch.bfloat16)
 
 
 def load_model(
@@ -28,19 +41,30 @@ def load_model(
     dtype: torch.dtype | None = None,
     revision: str | None = None,
 ) -> UNetModel:
-    """A pixel diffusion model: a built-in name ("alice"), a local diffusers folder or a Hub id.
+    """A diffusion model: a built-in name ("alice"), a local diffusers folder or a Hub id.
+
+    Pixel models (UNet2DModel, as google/ddpm-celebahq-256) and latent text models (Stable
+    Diffusion 1.x and 2.x: `p.prompted` binds a text; needs the package transformers).
 
     device: "auto" is CUDA where there is one, else the CPU; "mps" only when asked. dtype: of the
-    network, default float32. revision: of a Hub repository; `p.revision` records the commit found.
-    Reads the folder of `DDPMPipeline.save_pretrained` and the older layout with everything at the
-    root; built-in files are hash-checked, pickles read weights-only.
-    Raises FileNotFoundError for no such model, ValueError for one that is not a UNet2DModel with a
-    beta schedule or whose files differ, OSError (naming the built-in model) without a network.
+    U-Net, default float32; with a half one the repository's fp16 files are taken where there are
+    some, while VAE and text encoder work in float32. revision: of a Hub repository, default a
+    known commit or the newest, which is then printed; `p.revision` records the commit.
+    Reads the folder of `save_pretrained` and the older layout with everything at the root;
+    built-in files are hash-checked, pickles read weights-only, safety checkers left out.
+    Raises FileNotFoundError for no such model, ValueError for one of another kind or whose files
+    differ, OSError (naming the built-in model) without a network, ImportError without transformers.
     """
-    files, place = model_files(name, revision), _device(device)
-    unet = _network(files, place, dtype or torch.float32)
+    files, place = model_files(name, revision, dtype in HALF), _device(device)
+    dtype = dtype or torch.float32
+    unet = _network(files.unet, files.weights, place, dtype)
     abar, prediction = _schedule(files.scheduler)
-    return UNetModel(unet, abar, prediction, files.revision, files.source)
+    if not files.parts:
+        return UNetModel(unet, abar, prediction, files.revision, files.source)
+    fine = torch.promote_types(dtype, torch.float32)
+    vae = _network(_json(files.folder / "vae/config.json"), files.parts["vae"], place, fine)
+    embed = _text_encoder(files.folder, files.parts["text_encoder"], place, fine)
+    return TextModel(unet, abar, vae, embed, prediction, files.revision, files.source)
 
 
 def _device(device: str | torch.device) -> torch.device:
@@ -53,27 +77,61 @@ def _device(device: str | torch.device) -> torch.device:
     return place
 
 
-def _network(files: ModelFiles, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    from diffusers import UNet2DModel
+def _network(config: dict[str, Any], file: Path, device: torch.device, dtype: torch.dtype) -> Any:
+    import diffusers
 
-    kind = files.unet.get("_class_name")
-    if kind != "UNet2DModel":
-        raise ValueError(f"{files.source} is a {kind}: mathkit reads UNet2DModel, of pixel models")
-    read = weights.read(files.weights).items()
+    read = weights.read(file).items()
     state = {_renamed(key): value.to(device, dtype) for key, value in read}
     with torch.device("meta"):  # no random weights first: quicker, and no draw from the global seed
-        unet = UNet2DModel.from_config(files.unet)
+        network: nn.Module = getattr(diffusers, config["_class_name"]).from_config(config)
     try:
-        unet.load_state_dict(state, assign=True)
+        network.load_state_dict(state, assign=True)
     except RuntimeError as error:
-        raise ValueError(f"{files.weights} does not fit its config.json: {error}") from None
-    return unet
+        raise ValueError(f"{file} does not fit its config.json: {error}") from None
+    return network
 
 
 def _renamed(key: str) -> str:
     """Attention weights by their names of today; files from before 2023 have older ones."""
     names = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
     return ".".join(names.get(part, part) for part in key.split("."))
+
+
+def _text_encoder(
+    folder: Path, file: Path, device: torch.device, dtype: torch.dtype
+) -> Callable[[str], Tensor]:
+    """A text to CLIP's last hidden states, (1, tokens, width), padded as in training."""
+    clip = _transformers()
+    config = clip.CLIPTextConfig.from_dict(_json(folder / "text_encoder/config.json"))
+    encoder, report = clip.CLIPTextModel.from_pretrained(
+        None, config=config, state_dict=weights.read(file), output_loading_info=True
+    )
+    if report["missing_keys"] or report["mismatched_keys"]:
+        raise ValueError(f"{file} does not fit its config.json: {report}")
+    encoder = encoder.to(device, dtype).eval().requires_grad_(False)
+    tokenizer = clip.CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    most = min(tokenizer.model_max_length, config.max_position_embeddings)
+
+    def embed(prompt: str) -> Tensor:
+        ids = tokenizer(prompt, padding="max_length", max_length=most, return_tensors="pt")
+        if ids.input_ids.shape[1] > most:
+            raise ValueError(
+                f"a prompt has at most {most - 2} tokens, got {ids.input_ids.shape[1] - 2}: "
+                f"{prompt[:60]!r}"
+            )
+        return encoder(ids.input_ids.to(device)).last_hidden_state
+
+    return embed
+
+
+def _transformers() -> Any:
+    try:
+        return importlib.import_module("transformers")
+    except ImportError:
+        raise ImportError(
+            'text models need the package transformers: pip install "transformers>=4.50". '
+            'The built-in model, mk.load_model("alice"), does not'
+        ) from None
 
 
 def _schedule(config: dict[str, Any]) -> tuple[Tensor, str]:
@@ -83,32 +141,39 @@ def _schedule(config: dict[str, Any]) -> tuple[Tensor, str]:
         raise ValueError(
             f"expected a scheduler with betas (DDPM, DDIM, ...), got {config.get('_class_name')}"
         )
-    scheduler = DDPMScheduler.from_config(config)
-    return scheduler.alphas_cumprod, config.get("prediction_type", "epsilon")
+    abar = DDPMScheduler.from_config(config).alphas_cumprod
+    if not float(abar.min()) > 0:
+        raise ValueError("abar reaches 0 (rescale_betas_zero_snr): x_T there says nothing of x_0")
+    return abar, config.get("prediction_type", "epsilon")
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A diffusers model's two configurations, its weights file and where they come from."""
+    """A diffusers model's two configurations, its weights files and where they come from.
 
+    parts: the weights of a text model's "vae" and "text_encoder"; empty for a pixel model.
+    """
+
+    folder: Path
     unet: dict[str, Any]
     scheduler: dict[str, Any]
     weights: Path
+    parts: dict[str, Path]
     revision: str
     source: str
 
 
-def model_files(name: str | Path, revision: str | None = None) -> ModelFiles:
+def model_files(name: str | Path, revision: str | None = None, half: bool = False) -> ModelFiles:
     """The files of a built-in model, a local diffusers folder or a Hub repository.
 
-    revision (Hub only): a branch, tag or commit. The answer's revision is the Hub's commit, or
-    "sha256:..." of the weights file. Raises FileNotFoundError, ValueError or (Hub) OSError, each
-    with what to do.
+    revision (Hub only): a branch, tag or commit. half: fp16 files before float32 ones. The
+    answer's revision is the Hub's commit, or "sha256:..." of the U-Net's weights. Raises
+    FileNotFoundError, ValueError or (Hub) OSError, each with what to do.
     """
     known = weights.built_in()
     if str(name) not in known and not Path(name).is_dir() and _hub_id(str(name)):
-        folder, commit = hub(str(name), revision)
-        return _layout(folder, str(name), commit)
+        folder, commit = hub(str(name), revision, half)
+        return _layout(folder, str(name), commit, half)
     if revision is not None:
         raise ValueError(f"revision belongs to Hub repositories, and {str(name)!r} is not one")
     if str(name) in known:
@@ -118,52 +183,147 @@ def model_files(name: str | Path, revision: str | None = None) -> ModelFiles:
             f"no model {str(name)!r}: expected a built-in name ({', '.join(known) or 'none yet'}), "
             "a local diffusers folder, or a Hub id owner/name"
         )
-    return _layout(Path(name), str(name))
+    return _layout(Path(name), str(name), half=half)
 
 
 def _hub_id(name: str) -> bool:
     return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name) is not None
 
 
-def hub(name: str, revision: str | None = None) -> tuple[Path, str]:
-    """Fetch (or find in the cache) a Hub repository's U-Net: its folder and its commit.
+def hub(name: str, revision: str | None = None, half: bool = False) -> tuple[Path, str]:
+    """Fetch (or find in the cache) a Hub repository's model: its folder and its commit.
 
-    Safetensors are preferred; a .bin is fetched only where there are none, and its hash is checked
-    where it is known. Raises OSError within seconds where there is no network.
+    One weights file a network, safetensors before pickles. A commit whose files are in the cache
+    needs no network. Raises OSError within seconds where neither helps, and ValueError or
+    FileNotFoundError for a model of another kind, before its weights are fetched.
     """
-    from huggingface_hub import snapshot_download
+    pinned = next((commit for known, commit in PUBLISHED if known == name), None)
+    wanted = revision or pinned
+    kept = _cached(name, wanted)
+    whole = kept is not None and not _lacking(kept)
+    if kept is None or not whole or kept.name != wanted:
+        try:
+            kept = _fetched(name, wanted, half)
+        except HubError:
+            if kept is None or not whole:
+                raise
+    if kept.name != wanted:
+        print(f"{name} at commit {kept.name}: ask for that revision to have the same again")
+    return kept, kept.name
 
-    parts = ("*.json", f"{STEM}.safetensors")
-    wanted = [place + part for place in ("", "unet/", "scheduler/") for part in parts]
+
+class HubError(OSError):
+    """The Hub gave no answer, or not the files."""
+
+
+@contextmanager
+def _asking(name: str) -> Iterator[None]:
     try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
-        if not any(folder.rglob("*.safetensors")):
-            wanted += [f"{STEM}.bin", f"unet/{STEM}.bin"]
-            snapshot_download(name, revision=folder.name, allow_patterns=wanted)
-    except OSError as error:
-        raise OSError(
+        yield
+    except Exception as error:  # what the client raises has no base class in common
+        raise HubError(
             f"{name!r} is not in the local cache and the Hub gave no answer "
             f"({type(error).__name__}: {weights.first_line(error)}), nor is there such a folder. "
-            'Without a network use the built-in model, mk.load_model("alice")'
+            'Without a network use the built-in model, mk.load_model("alice"); with one, try '
+            "again: what has been fetched is kept"
         ) from error
-    return folder, folder.name
 
 
-def _layout(folder: Path, source: str, commit: str | None = None) -> ModelFiles:
+def _cached(name: str, revision: str | None) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    for config in ("unet/config.json", "config.json"):
+        found = try_to_load_from_cache(name, config, revision=revision)
+        if isinstance(found, str):
+            return Path(found.removesuffix(config))
+    return None
+
+
+def _fetched(name: str, revision: str | None, half: bool) -> Path:
+    from huggingface_hub import HfApi, snapshot_download
+
+    with _asking(name):
+        # Asked first: this call alone does not retry for half a minute without a network.
+        info = HfApi().model_info(name, revision=revision, timeout=PATIENCE)
+        names = [file.rfilename for file in info.siblings or []]
+        texts = [n for n in names if n.endswith((".json", ".txt")) and _place(n) in READ]
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=texts))
+    root, *_ = _configs(folder)
+    files = [_choice(names.__contains__, part, half) for part in (root, *PARTS)]
+    with _asking(name):
+        snapshot_download(name, revision=folder.name, allow_patterns=[f for f in files if f])
+    return folder
+
+
+def _place(name: str) -> str:
+    return PurePosixPath(name).parent.as_posix()
+
+
+def _choice(there: Callable[[str], bool], part: str, half: bool) -> str | None:
+    """The best weights file of a network ("" for one at the root) of those that are there."""
+    stems = ("model", "pytorch_model") if part == "text_encoder" else (STEM, STEM)
+    for stem, suffix in zip(stems, (".safetensors", ".bin"), strict=True):
+        for variant in (".fp16", "") if half else ("", ".fp16"):
+            name = (PurePosixPath(part) / f"{stem}{variant}{suffix}").as_posix()
+            if there(name):
+                return name
+    return None
+
+
+def _lacking(folder: Path) -> list[str]:
+    """The networks of a folder that have a configuration and no weights."""
+    parts = [part for part in ("unet", *PARTS) if (folder / part / "config.json").is_file()]
+    parts = parts if "unet" in parts else [""]
+    return [part for part in parts if not _choice(lambda n: (folder / n).is_file(), part, False)]
+
+
+def _layout(folder: Path, source: str, commit: str | None = None, half: bool = False) -> ModelFiles:
     """Read either layout: unet/ and scheduler/ below the folder, or everything at its root."""
-    root = folder / "unet" if (folder / "unet" / "config.json").is_file() else folder
-    unet = _config(folder, [root / "config.json"])
+    root, unet, scheduler, parts = _configs(folder)
+    files: dict[str, Path] = {}
+    for part in (root, *parts):
+        chosen = _choice(lambda n: (folder / n).is_file(), part, half)
+        if chosen is None:
+            stem = "model" if part == "text_encoder" else STEM
+            raise FileNotFoundError(f"{folder / part} holds no {stem}.safetensors (or .bin)")
+        files[part] = folder / chosen
+    main, known = files.pop(root), PUBLISHED.get((source, commit or ""))
+    digest = weights.sha256(main) if known or commit is None else None
+    if known and main.suffix == ".bin" and digest != known:
+        raise ValueError(f"{main} is not the published file of SHA-256 {known}: got {digest}")
+    pickled = [p for p in (main, *files.values()) if p.suffix == ".bin"]
+    note = ", a pickle read weights-only" if pickled else ""
+    note += ", of its fp16 files" if ".fp16." in main.name else ""
+    note += ", of the published SHA-256" if known and digest == known else ""
+    revision = commit or f"sha256:{digest}"
+    return ModelFiles(folder, unet, scheduler, main, files, revision, source + note)
+
+
+def _configs(folder: Path) -> tuple[str, dict[str, Any], dict[str, Any], tuple[str, ...]]:
+    """Where the U-Net lies, its and the scheduler's configurations, and what else is needed."""
+    root = "unet" if (folder / "unet" / "config.json").is_file() else ""
+    unet = _config(folder, [folder / root / "config.json"])
     places = [folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json"]
-    scheduler = _config(folder, places)
-    found = [p for s in (".safetensors", ".bin") if (p := root / (STEM + s)).is_file()]
-    if not found:
-        raise FileNotFoundError(f"{root} holds no {STEM}.safetensors (or .bin)")
-    digest, known = weights.sha256(found[0]), PUBLISHED.get((source, commit or ""))
-    if known and found[0].suffix == ".bin" and digest != known:
-        raise ValueError(f"{found[0]} is not the published file of SHA-256 {known}: got {digest}")
-    note = ", a pickle read weights-only" if found[0].suffix == ".bin" else ""
-    note += ", of the published SHA-256" if digest == known else ""
-    return ModelFiles(unet, scheduler, found[0], commit or f"sha256:{digest}", source + note)
+    scheduler, kind = _config(folder, places), unet.get("_class_name")
+    if kind not in KINDS:
+        raise ValueError(f"{folder} is a {kind}: mathkit reads {' and '.join(KINDS)}")
+    network_shape(SimpleNamespace(**unet))
+    if kind == "UNet2DModel":
+        index = folder / "model_index.json"
+        if index.is_file() and {"vae", "vqvae"} & _json(index).keys():
+            raise ValueError(
+                f"{folder} is a latent model without text, which mathkit does not read"
+            )
+        return root, unet, scheduler, ()
+    for part, wanted in PARTS.items():
+        config = _config(folder, [folder / part / "config.json"])
+        found = config.get("_class_name") or (config.get("architectures") or ["?"])[0]
+        if found != wanted:
+            raise ValueError(f"{folder / part} is a {found}: mathkit reads {wanted}")
+    if not (folder / "tokenizer").is_dir():
+        raise FileNotFoundError(f"{folder} holds no tokenizer/, which a text model needs")
+    _transformers()
+    return root, unet, scheduler, tuple(PARTS)
 
 
 def _config(folder: Path, places: list[Path]) -> dict[str, Any]:

@@ -1,10 +1,13 @@
-"""One interface to any denoiser: a U-Net whatever it predicts, and the exact Gaussian one.
+"""One interface to any denoiser: a U-Net whatever it predicts, of pixels or of latents with a text,
+and the exact Gaussian one.
 
 x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) e, t in 0 ... T-1.
 """
 
 from __future__ import annotations
 
+import copy
+import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -50,6 +53,11 @@ class Model:
         s, n = self.scales(x, t)
         return (x - n * self.noise(x, t)) / s
 
+    @property
+    def image_shape(self) -> torch.Size:
+        """Of one image: what `encode` takes and `decode` gives."""
+        return self.shape
+
     def encode(self, images: Tensor) -> Tensor:
         """Images to x_0: the identity for pixel models. Raises ValueError for no image."""
         return self.check(images, "images")
@@ -58,7 +66,7 @@ class Model:
         """x_0 to images: the identity for pixel models."""
         return x
 
-    def prompted(self, prompt: str) -> Model:
+    def prompted(self, prompt: str, guidance: float = 1.0, negative: str = "") -> Model:
         """The same model with a text bound to it: ValueError, these models take no text."""
         raise ValueError(f"an unconditional model takes no prompt, got {prompt!r}: use it as it is")
 
@@ -108,13 +116,17 @@ class Model:
             raise ValueError(f"t runs from 0 to {T - 1}, got {t}; the clean image is not a step")
         return t
 
-    def check(self, x: Tensor, name: str = "x_t") -> Tensor:
-        """x, if it is a finite batch (B, *shape) of the right dtype and device; else ValueError."""
-        if not isinstance(x, Tensor) or x.shape[1:] != self.shape or not len(x):
+    def check(self, x: Tensor, name: str = "x_t", shape: Sequence[int] | None = None) -> Tensor:
+        """x, if it is a finite batch (B, *shape) of the right dtype and device; else ValueError.
+
+        shape: of one item, default that of x_t.
+        """
+        shape = tuple(self.shape if shape is None else shape)
+        if not isinstance(x, Tensor) or x.shape[1:] != shape or not len(x):
             found = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-            hint = f": one item is {name}[None]" if found == tuple(self.shape) else ""
+            hint = f": one item is {name}[None]" if found == shape else ""
             raise ValueError(
-                f"{name} is a tensor (B, {', '.join(map(str, self.shape))}), got {found}{hint}"
+                f"{name} is a tensor (B, {', '.join(map(str, shape))}), got {found}{hint}"
             )
         if x.dtype not in (torch.float32, self.dtype) or x.device.type != self.device.type:
             raise ValueError(
@@ -151,12 +163,15 @@ class UNetModel(Model):
         if prediction not in PREDICTIONS:
             raise ValueError(f"prediction is one of {', '.join(PREDICTIONS)}, got {prediction!r}")
         parameter = next(unet.parameters())
-        super().__init__(_shape(unet), alphas_cumprod, parameter.device, parameter.dtype)
+        super().__init__(
+            network_shape(unet.config), alphas_cumprod, parameter.device, parameter.dtype
+        )
         self.unet, self.prediction, self.revision = _prepare(unet), prediction, revision
         self.source = source
 
     def encode(self, images: Tensor) -> Tensor:
-        low, high = float(self.check(images, "images").min()), float(images.max())
+        values = self.check(images, "images", self.image_shape).detach()
+        low, high = float(values.min()), float(values.max())
         if low < -FAR or high > FAR:
             raise ValueError(
                 f"images are float32 in [-1, 1], got values from {low:.3g} to {high:.3g}: "
@@ -165,9 +180,13 @@ class UNetModel(Model):
         return images
 
     def _output(self, x: Tensor, t: int | Tensor) -> Tensor:
+        return self._call(x, t)
+
+    def _call(self, x: Tensor, t: int | Tensor, *given: Tensor) -> Tensor:
         self.check(x)
         times = self.times(t, len(x)).to(x.device)
-        return self.unet(x.to(self.dtype), times).sample.to(x.dtype).contiguous()
+        given = tuple(g.expand(len(x), *g.shape[1:]) for g in given)
+        return self.unet(x.to(self.dtype), times, *given).sample.to(x.dtype).contiguous()
 
     def noise(self, x: Tensor, t: int | Tensor) -> Tensor:
         out, (s, n) = self._output(x, t), self.scales(x, t)
@@ -184,23 +203,124 @@ class UNetModel(Model):
     def __repr__(self) -> str:
         size = sum(w.numel() for w in self.unet.parameters()) / 1e6
         return (
-            f"UNetModel({self.source}, {size:.1f} M parameters, x_t {tuple(self.shape)}, "
-            f"{self.prediction}, {self.dtype} on {self.device}, revision {self.revision})"
+            f"{type(self).__name__}({self.source}, {size:.1f} M parameters, "
+            f"x_t {tuple(self.shape)}, {self.prediction}, {self.dtype} on {self.device}, "
+            f"revision {self.revision})"
         )
 
 
-def _shape(unet: Any) -> tuple[int, int, int]:
-    config = unet.config
-    if config.in_channels != config.out_channels or unet.class_embedding is not None:
+class TextModel(UNetModel):
+    """A latent text model, as Stable Diffusion 1.x and 2.x: eps(x_t, t, prompt) on x_t of a VAE.
+
+    unet: a UNet2DConditionModel. vae: an AutoencoderKL; x_0 = scaling_factor times the mean of its
+    encoder. embed: a text to what the network attends to, (1, tokens, width). `prompted` binds a
+    text; until then it is the empty one, the null text of the training.
+    """
+
+    def __init__(
+        self,
+        unet: nn.Module,
+        alphas_cumprod: Tensor,
+        vae: Any,
+        embed: Callable[[str], Tensor],
+        prediction: str = "epsilon",
+        revision: str | None = None,
+        source: str = "in memory",
+    ) -> None:
+        super().__init__(unet, alphas_cumprod, prediction, revision, source)
+        if vae.config.latent_channels != self.shape[0]:
+            raise ValueError(
+                f"the U-Net takes {self.shape[0]} channels, its VAE gives "
+                f"{vae.config.latent_channels}: they are of two models"
+            )
+        self.vae: Any = _prepare(vae)
+        self._embed = embed
+        self.prompt, self.guidance, self.negative = "", 1.0, ""
+        self._text = self._against = self._embedded("")
+        # An image, not its latent, says what an item costs.
+        self.batch = max(1, BUSY.get(self.device.type, 2**18) // self.image_shape.numel())
+
+    @property
+    def image_shape(self) -> torch.Size:
+        config = self.vae.config
+        scale = 2 ** (len(config.block_out_channels) - 1)
+        return torch.Size((config.in_channels, *(scale * side for side in self.shape[1:])))
+
+    def prompted(self, prompt: str, guidance: float = 1.0, negative: str = "") -> TextModel:
+        """The same networks with `prompt` bound: noise, clean, h and every map are given the text.
+
+        guidance: eps = eps(negative) + guidance (eps(prompt) - eps(negative)), classifier-free
+        guidance (2207.12598); 1, the papers' value for maps and inversion, is eps(prompt) alone, 7
+        or so is what pictures are drawn with. h is always that of the prompt; `inject` edits the h
+        of both calls. Cost: one text encoding; with guidance, two network calls for each one.
+        Raises ValueError for a prompt that is no text or is longer than the model reads.
+        """
+        if not math.isfinite(guidance):
+            raise ValueError(f"guidance is a finite number, got {guidance}")
+        p = copy.copy(self)
+        p.prompt, p.guidance, p.negative = prompt, float(guidance), negative
+        p._text, p._against = self._embedded(prompt), self._embedded(negative)
+        return p
+
+    def _embedded(self, prompt: str) -> Tensor:
+        if not isinstance(prompt, str):
+            raise ValueError(f"a prompt is one text, got {type(prompt).__name__}")
+        with torch.no_grad():
+            text = self._embed(prompt).to(self.device, self.dtype)
+        width = self.unet.config.cross_attention_dim
+        if text.shape[2] != width:
+            raise ValueError(f"the U-Net reads texts of width {width}, got {tuple(text.shape)}")
+        return text
+
+    def _output(self, x: Tensor, t: int | Tensor) -> Tensor:
+        # The prompt first: h is read off the first call.
+        out = self._call(x, t, self._text)
+        if self.guidance == 1:
+            return out
+        other = self._call(x, t, self._against)
+        return other + self.guidance * (out - other)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) to x_0 (B, *shape), the mean of the VAE's encoder; x_0 stays x_0.
+
+        Raises ValueError for another size, range or dtype. Cost: one VAE encoding an image.
+        """
+        if isinstance(images, Tensor) and images.shape[1:] == self.shape:
+            return self.check(images, "x_0")
+        images = super().encode(images)
+        means = [self.vae.encode(x.to(self.vae.dtype)).latent_dist.mode() for x in images.split(1)]
+        return self.vae.config.scaling_factor * torch.cat(means).to(images.dtype).contiguous()
+
+    def decode(self, x: Tensor) -> Tensor:
+        """x_0 (B, *shape) to images (B, 3, H, W), about [-1, 1]; differentiable. One VAE decoding
+        each. Raises ValueError for another shape, dtype or device, NaN or infinity."""
+        z = self.check(x, "x_0").to(self.vae.dtype) / self.vae.config.scaling_factor
+        return (
+            torch.cat([self.vae.decode(one).sample for one in z.split(1)]).to(x.dtype).contiguous()
+        )
+
+    def __repr__(self) -> str:
+        guided = f", guidance {self.guidance:g}" if self.guidance != 1 else ""
+        return f"{super().__repr__()[:-1]}, prompt {self.prompt!r}{guided})"
+
+
+def network_shape(config: Any) -> tuple[int, int, int]:
+    """Shape of one x_t, of a U-Net's config. Raises ValueError for a network of another kind."""
+    channels = getattr(config, "in_channels", None), getattr(config, "out_channels", None)
+    more = {"class_embed_type", "num_class_embeds", "addition_embed_type", "encoder_hid_dim_type"}
+    more = {key for key in more if getattr(config, key, None) is not None}
+    if channels[0] != channels[1] or more:
+        given = (
+            ", ".join(f"{key} {getattr(config, key)}" for key in sorted(more)) or "no more input"
+        )
         raise ValueError(
-            "expected an unconditional U-Net with as many channels out as in, got "
-            f"{config.in_channels} -> {config.out_channels}, "
-            f"class embedding {type(unet.class_embedding).__name__}"
+            "expected a U-Net with as many channels out as in, conditioned on a text or on nothing "
+            f"(no classes, no second text, no image), got {channels[0]} -> {channels[1]}, {given}"
         )
-    if config.sample_size is None:
-        raise ValueError("the U-Net's config has no sample_size: set it to the image's side")
-    side = config.sample_size
-    return (config.in_channels, *((side, side) if isinstance(side, int) else tuple(side)))
+    side = getattr(config, "sample_size", None)
+    if side is None:
+        raise ValueError("the U-Net's config has no sample_size: set it to the side of x_t")
+    return (channels[0], *((side, side) if isinstance(side, int) else tuple(side)))
 
 
 def _prepare(unet: nn.Module) -> nn.Module:

@@ -128,13 +128,14 @@ BAD: dict[str, tuple[Change, str]] = {
     "no weights": (
         lambda f: (f / "unet/diffusion_pytorch_model.safetensors").unlink(), "holds no diffusion_py"
     ),
-    "text": (lambda f: edit(f / "unet/config.json", _class_name="UNet2DConditionModel"),
-             "UNet2DConditionModel: mathkit reads UNet2DModel"),
+    "text": (lambda f: edit(f / "unet/config.json", _class_name="UNet2DConditionModel"), "no vae"),
+    "video": (lambda f: edit(f / "unet/config.json", _class_name="UNet3DConditionModel"),
+              "UNet3DConditionModel: mathkit reads UNet2DModel"),
     "flow": (lambda f: (f / "scheduler/scheduler_config.json").write_text(
         '{"_class_name": "FlowMatchEulerDiscreteScheduler"}'), "with betas.*FlowMatch"),
     "width": (lambda f: edit(f / "unet/config.json", block_out_channels=[4, 4, 8, 16]),
               "does not fit its config.json"),
-    "classes": (lambda f: edit(f / "unet/config.json", class_embed_type="timestep"), "fit|class"),
+    "classes": (lambda f: edit(f / "unet/config.json", class_embed_type="timestep"), "no classes"),
     "size": (lambda f: edit(f / "unet/config.json", sample_size=None), "no sample_size"),
     "prediction": (lambda f: edit(f / "scheduler/scheduler_config.json", prediction_type="flow"),
                    "prediction"),

@@ -1,0 +1,519 @@
+"""The atlas: each item is mk.svd of its map, and neither kills, nor a full disk, nor a second
+process changes one byte of it."""
+
+import errno
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_tiny_unet
+from torch import Tensor
+
+import mathkit as mk
+from mathkit import atlas, diffusion, models, weights
+from mathkit.__main__ import main as command
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL: dict[str, Any] = {"samples": [0, 3], "times": [999, 500], "k": 3, "steps": 5}
+FLAGS = "--samples 0,3 --times 999,500 --k 3 --steps 5".split()
+GRID = [999, 749, 500, 250, 0]
+Bytes = dict[str, bytes]
+
+
+def save(place: Path, seed: int = 0) -> Path:
+    from diffusers import DDPMPipeline, DDPMScheduler
+
+    DDPMPipeline(make_tiny_unet(seed=seed), DDPMScheduler()).save_pretrained(place)
+    return place
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A diffusers folder: images (3, 16, 16), h (8, 2, 2)."""
+    return save(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def whole(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished atlas that no test changes."""
+    place = tmp_path_factory.mktemp("atlas") / "whole"
+    atlas.build(tiny, place, **SMALL)
+    return place
+
+
+@pytest.fixture
+def copy(whole: Path, tmp_path: Path) -> Path:
+    """A finished atlas to spoil."""
+    place = tmp_path / "copy"
+    place.mkdir()
+    for name, content in content_of(whole).items():
+        (place / name).write_bytes(content)
+    return place
+
+
+def content_of(folder: Path) -> Bytes:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+# What an item is ---------------------------------------------------------------------------------
+
+
+def walk(p: Any, i: int) -> dict[int, Tensor]:
+    """x_t of sample i at each time of the grid, by DDIM written out, from mk.sample's own start."""
+    x = torch.randn(1, *p.shape, generator=diffusion._generator(0, i, 0))
+    states = {GRID[0]: x}
+    for now, then in pairwise([*GRID, -1]):
+        a, b = float(p.alphas_cumprod[now]), float(p.alphas_cumprod[then]) if then >= 0 else 1.0
+        eps = p.noise(x, now)
+        x = b**0.5 * (x - (1 - a) ** 0.5 * eps) / a**0.5 + (1 - b) ** 0.5 * eps
+        states[then] = x
+    return states
+
+
+def test_items_are_the_svd_at_the_samples_own_states(tiny: Path, whole: Path) -> None:
+    p, found = mk.load_model(tiny), atlas.load_atlas(whole)
+    assert found.items == [(0, 999), (0, 500), (3, 999), (3, 500)] and found.missing == []
+    for i, t in found.items:
+        states = walk(p, i)
+        x = {999: states[999]}
+        mk.sample(p, index=[i], steps=5, callback=lambda step, t, y, x=x: x.__setitem__(t, y))
+        torch.testing.assert_close(x[t], states[t], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(x[-1], states[-1], rtol=1e-3, atol=1e-3)
+        r, expected = found[i, t], mk.svd(mk.jacobian(mk.encoder(p, t), x[t]), 3)
+        for name in ("U", "S", "V", "residuals"):
+            assert torch.equal(getattr(r, name), getattr(expected, name)), name
+        assert r.U.shape == (3, 8, 2, 2) and r.V.shape == (3, 3, 16, 16)
+        assert (r.passes, len([*r])) == (expected.passes, 3)
+        assert r.gap == pytest.approx(expected.gap) and r.angle_bound is not None
+
+
+@pytest.mark.parametrize("name", atlas.MAPS)
+def test_each_map_agrees_with_its_dense_jacobian(tiny: Path, tmp_path: Path, name: str) -> None:
+    atlas.build(tiny, tmp_path, name, samples=[1], times=[500], k=2, steps=5, tol=1e-5)
+    abar = mk.load_model(tiny).alphas_cumprod
+    p = models.UNetModel(make_tiny_unet(torch.float64), abar)
+    x = walk(mk.load_model(tiny), 1)[500].double()
+    f: Callable[[Tensor], Tensor] = {
+        "h": mk.encoder(p, 500),
+        "pooled": lambda x: mk.encoder(p, 500)(x).sum((2, 3)),
+        "mean": lambda x: (x - (1 - abar[500]).sqrt() * p.unet(x, 500).sample) / abar[500].sqrt(),
+    }[name]
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        J = torch.autograd.functional.jacobian(lambda x: f(x).flatten(), x).flatten(1)
+    _, S, Vh = torch.linalg.svd(J, full_matrices=False)
+    U, s, V = atlas.load_atlas(tmp_path)[1, 500]
+    torch.testing.assert_close(s.double(), S[:2], rtol=1e-4, atol=0)
+    kept = V.flatten(1).double() @ Vh[:2].T
+    torch.testing.assert_close(kept @ kept.T, torch.eye(2).double(), rtol=0, atol=1e-3)
+    image = (V.flatten(1).double() @ J.T - s.double()[:, None] * U.flatten(1).double()).norm(dim=1)
+    assert float(image.max()) < 1e-4 * float(S[0])
+
+
+def test_the_nearest_grid_time_is_taken(tiny: Path, tmp_path: Path) -> None:
+    atlas.build(tiny, tmp_path, samples=[0], times=[520, 480, 990], k=1, steps=5)
+    assert atlas.load_atlas(tmp_path).settings["times"] == [500, 999]
+
+
+def test_a_text_model_is_given_its_prompt(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    standins = pytest.importorskip("standins")
+    standins.stable_diffusion(tmp_path / "model")
+    for prompt in ("man", "a smiling man"):
+        atlas.build(
+            tmp_path / "model", tmp_path / prompt, samples=[0], times=[500], k=2, steps=3,
+            prompt=prompt,
+        )  # fmt: skip
+    p = mk.load_model(tmp_path / "model").prompted("man")
+    states: dict[int, Tensor] = {}
+    mk.sample(p, 1, steps=3, callback=lambda step, t, x: states.__setitem__(t, x))
+    ((_, t),) = atlas.load_atlas(tmp_path / "man").items
+    expected = mk.svd(mk.jacobian(mk.encoder(p, t), states[t]), 2)
+    torch.testing.assert_close(atlas.load_atlas(tmp_path / "man")[0, t].V, expected.V)
+    other = atlas.load_atlas(tmp_path / "a smiling man")[0, t]
+    assert not torch.allclose(other.S, expected.S, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_halves_the_files(
+    tiny: Path, whole: Path, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    name = str(dtype).removeprefix("torch.")
+    atlas.build(tiny, tmp_path, **SMALL, dtype=name)
+    half, full = atlas.load_atlas(tmp_path)[3, 500], atlas.load_atlas(whole)[3, 500]
+    assert half.U.dtype == half.V.dtype == dtype and torch.equal(half.S, full.S)
+    assert torch.equal(half.V, full.V.to(dtype))
+    sizes = [sum(map(len, content_of(folder).values())) for folder in (tmp_path, whole)]
+    assert sizes[0] < 0.6 * sizes[1]
+
+
+# Killed, and gone on with ------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """Nothing in the job catches this, as nothing catches SIGKILL."""
+
+
+@pytest.fixture
+def kill_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], list[int]]]:
+    """kill_at(n): the n-th dangerous moment (-1: none) kills; gives the count so far in [0]."""
+    count, mortal = [0], [-1]
+
+    def tick() -> None:
+        count[0] += 1
+        if count[0] == mortal[0]:
+            raise Killed
+
+    def around(f: Callable[..., Any]) -> Callable[..., Any]:
+        def g(*args: Any, **kw: Any) -> Any:
+            tick()
+            answer = f(*args, **kw)
+            tick()
+            return answer
+
+        return g
+
+    class Pen:
+        """A file that may be killed when half of its content is on the disk."""
+
+        def __init__(self, *args: Any) -> None:
+            self.file = open(*args)
+
+        def __enter__(self) -> "Pen":
+            return self
+
+        def __exit__(self, *error: Any) -> None:
+            self.file.close()
+
+        def write(self, content: bytes) -> None:
+            self.file.write(content[: len(content) // 2])
+            self.file.flush()
+            tick()
+            self.file.write(content[len(content) // 2 :])
+
+        def flush(self) -> None:
+            self.file.flush()
+
+        def fileno(self) -> int:
+            return self.file.fileno()
+
+    def arm(at: int) -> list[int]:
+        count[0], mortal[0] = 0, at
+        return count
+
+    for name in ("svd", "sample", "_packed"):
+        monkeypatch.setattr(atlas, name, around(getattr(atlas, name)))
+    for name in ("fsync", "replace"):
+        monkeypatch.setattr(os, name, around(getattr(os, name)))
+    monkeypatch.setattr(atlas, "open", Pen, raising=False)
+    yield arm
+    arm(-1)
+
+
+def test_killed_at_ten_points_it_ends_with_the_same_bytes(
+    tiny: Path, whole: Path, tmp_path: Path, kill_at: Callable[[int], list[int]]
+) -> None:
+    moments = kill_at(-1)
+    atlas.build(tiny, tmp_path / "counted", **SMALL)
+    total = moments[0]
+    assert total > 30
+    for at in random.Random(0).sample(range(1, total + 1), 10):
+        place, kills = tmp_path / f"killed{at}", 0
+        while True:
+            kill_at(at)
+            try:
+                atlas.build(tiny, place, **SMALL)
+                break
+            except Killed:
+                kills += 1
+                done = {n: c for n, c in content_of(place).items() if not n.endswith(".part")}
+                assert done.items() <= content_of(whole).items(), "a finished file is whole"
+                at = max(at, 12)  # an item has ten such moments: so each run gets on
+        assert kills and content_of(place) == content_of(whole)
+
+
+def test_what_is_finished_is_not_done_again(
+    tiny: Path, copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lost = atlas.load_atlas(copy).path((3, 999))
+    before = {path: path.stat().st_mtime_ns for path in copy.iterdir() if path != lost}
+    lost.unlink()
+    assert atlas.load_atlas(copy).missing == [(3, 999)]
+    atlas.build(tiny, copy, **SMALL)
+    assert {path: path.stat().st_mtime_ns for path in copy.iterdir() if path != lost} == before
+    monkeypatch.setattr(atlas, "svd", None)
+    capsys.readouterr()
+    atlas.build(tiny, copy, **SMALL)
+    assert "4 of 4 bases finished" in capsys.readouterr().out
+
+
+def job(*words: str) -> list[str]:
+    return [sys.executable, "-m", *words]
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_gone_on_with(tiny: Path, tmp_path: Path) -> None:
+    more = {**SMALL, "samples": [*range(12)], "times": GRID}
+    flags = ["--samples", "0:12", "--times", "999,749,500,250,0", "--k", "3", "--steps", "5"]
+    out = tmp_path / "killed"
+    words = job("mathkit.atlas", "--model", str(tiny), "--out", str(out), *flags)
+    running = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.DEVNULL)
+    while len(list(out.glob("*.safetensors"))) < 3:
+        assert running.poll() is None
+        time.sleep(0.01)
+    running.send_signal(signal.SIGKILL)
+    assert running.wait() == -signal.SIGKILL
+    assert 0 < len(atlas.load_atlas(out).missing) <= 57
+    subprocess.run(words, cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
+    atlas.build(tiny, tmp_path / "whole", **more)
+    assert content_of(out) == content_of(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_two_processes_agree_with_one(tiny: Path, whole: Path, tmp_path: Path) -> None:
+    two = job("torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "mathkit")
+    words = [*two, "atlas", "--model", str(tiny), "--out", str(tmp_path), "--device", "cpu", *FLAGS]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "about 1 min with 2 at work" in done.stdout and done.stderr.count("100%") == 1
+    assert content_of(tmp_path) == content_of(whole)
+    done = subprocess.run([*words, "--seed", "1"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode and "begun with other settings: seed 0, now 1" in done.stderr
+
+
+# What is refused ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"k": 2}, {"map": "pooled"}, {"tol": 1e-4}, {"seed": 1}, {"samples": [0, 2]}, {"steps": 9},
+        {"times": [999, 0]}, {"threads": 2}, {"dtype": "float16"}, {"times": [500, 999]},
+    ],
+)  # fmt: skip
+def test_other_settings_are_refused_by_name(tiny: Path, copy: Path, change: Any) -> None:
+    before, (name,) = content_of(copy), change
+    with pytest.raises(ValueError, match=rf"other settings: (.*; )?{name} .*, now "):
+        atlas.build(tiny, copy, **SMALL | change)
+    assert content_of(copy) == before
+
+
+def test_other_weights_and_another_torch_are_refused(
+    tiny: Path, copy: Path, tmp_path: Path
+) -> None:
+    save(tmp_path / "tiny", seed=1)
+    with pytest.raises(ValueError, match="model .*, now .*; revision .*; sha256 "):
+        atlas.build(tmp_path / "tiny", copy, **SMALL)
+    settings = atlas.load_atlas(copy).settings
+    digest = weights.sha256(tiny / "unet/diffusion_pytorch_model.safetensors")
+    assert settings["sha256"] == digest and settings["torch"] == torch.__version__
+    (copy / "atlas.json").write_text(json.dumps(settings | {"torch": "2.0"}))
+    with pytest.raises(ValueError, match="other settings: torch '2.0', now '.*'. Give the same"):
+        atlas.build(tiny, copy, **SMALL)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"k": 33}, r"1 \.\.\. min\(m, n\) = 32 here, got 33"),
+        ({"k": 9, "map": "pooled"}, r"min\(m, n\) = 8 here"),
+        ({"k": 0}, "got 0"),
+        ({"map": "x"}, "map is one of h, pooled, mean, got 'x'"),
+        ({"dtype": "int8"}, "dtype is one of"),
+        ({"samples": []}, "at least one time and one sample"),
+        ({"times": []}, "at least one time and one sample"),
+        ({"samples": [1, 1]}, "no sample twice"),
+        ({"samples": [-1]}, "integers >= 0"),
+        ({"times": [1000]}, "t runs from 0 to 999, got 1000"),
+        ({"tol": 1.0}, r"tol is a share of s_1 in \[0, 1\)"),
+        ({"threads": 0}, "threads is an integer >= 1"),
+        ({"steps": 0}, "steps is an integer >= 1"),
+        ({"prompt": "a man"}, "takes no prompt"),
+        ({"device": "mps"}, "no device mps"),
+        ({"revision": "main"}, "revision belongs to Hub repositories"),
+    ],
+)
+def test_a_bad_argument_leaves_nothing_behind(
+    tiny: Path, tmp_path: Path, change: Any, says: str
+) -> None:
+    if torch.backends.mps.is_available() and "device" in change:
+        pytest.skip("there is such a device here")
+    with pytest.raises(ValueError, match=says):
+        atlas.build(tiny, tmp_path / "new", **SMALL | change)
+    assert not (tmp_path / "new").exists()
+
+
+# Damage ------------------------------------------------------------------------------------------
+
+
+def flip(content: bytes, at: int) -> bytes:
+    return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda content: b"",
+        lambda content: content[:5],
+        lambda content: content[:-1],
+        lambda content: content + b"\0",
+        lambda content: flip(content, len(content) - 9),
+        lambda content: flip(content, 3),
+        lambda content: flip(content, content.index(b"origin") + 20),
+        lambda content: flip(content, content.index(b"gap") + 7),
+        lambda content: content.replace(b"residuals", b"residualz"),
+        lambda content: content.replace(b"F32", b"I32"),
+    ],
+)
+def test_a_damaged_file_is_named_and_redone_when_asked(
+    tiny: Path, whole: Path, copy: Path, spoil: Callable[[bytes], bytes]
+) -> None:
+    path = atlas.load_atlas(copy).path((0, 500))
+    path.write_bytes(spoil(path.read_bytes()))
+    before = content_of(copy)
+    says = rf"{path.name} is damaged \(.+\): run the job's command again with --repair to redo it"
+    with pytest.raises(ValueError, match=says):
+        atlas.load_atlas(copy)[0, 500]
+    with pytest.raises(ValueError, match=says):
+        atlas.build(tiny, copy, **SMALL)
+    assert content_of(copy) == before != content_of(whole)
+    atlas.build(tiny, copy, **SMALL, repair=True)
+    assert content_of(copy) == content_of(whole)
+
+
+def test_files_that_changed_places_are_seen(tiny: Path, whole: Path, copy: Path) -> None:
+    found = atlas.load_atlas(copy)
+    found.path((0, 500)).write_bytes(found.path((3, 500)).read_bytes())
+    found.path((3, 999)).write_bytes(found.path((3, 500)).read_bytes())
+    with pytest.raises(ValueError, match=r"of another atlas or item.*\(and 1 more\)"):
+        atlas.build(tiny, copy, **SMALL)
+    (copy / "atlas.json").write_text(json.dumps(found.settings | {"tol": 1e-2}))
+    with pytest.raises(ValueError, match="of another atlas or item"):
+        atlas.load_atlas(copy)[3, 500]
+
+
+def test_a_full_disk_keeps_what_is_finished(
+    tiny: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, sync = [0], os.fsync
+
+    def full(descriptor: int) -> None:
+        calls[0] += 1
+        if calls[0] == 4:  # the settings, two items, then this one
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="no room left for .*free some space and run the same") as why:
+        atlas.build(tiny, tmp_path, **SMALL)
+    assert why.value.errno == errno.ENOSPC
+    assert len(content_of(tmp_path)) == 3 and not list(tmp_path.glob("*.part"))
+    assert content_of(tmp_path).items() <= content_of(whole).items()
+    atlas.build(tiny, tmp_path, **SMALL)
+    assert content_of(tmp_path) == content_of(whole)
+
+
+def test_a_disk_that_is_too_small_is_seen_before(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = SimpleNamespace(free=4 * 3 * (768 + 32) * 4 - 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    with pytest.raises(OSError, match="4 to do.*GB are free"):
+        atlas.build(tiny, tmp_path, **SMALL)
+    assert list(content_of(tmp_path)) == ["atlas.json"]
+
+
+def test_another_failure_of_the_disk_is_not_called_full(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(descriptor: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(OSError, match="Input/output error"):
+        atlas.build(tiny, tmp_path, **SMALL)
+
+
+def test_an_item_that_fails_is_named(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*args: Any) -> Any:
+        raise ValueError("the map gave NaN or infinity")
+
+    monkeypatch.setattr(atlas, "svd", fails)
+    with pytest.raises(ValueError, match="sample 0 at t = 999: the map gave NaN"):
+        atlas.build(tiny, tmp_path, **SMALL)
+
+
+# Reading it --------------------------------------------------------------------------------------
+
+
+def test_reading_an_unfinished_atlas_says_so(copy: Path) -> None:
+    found = atlas.load_atlas(copy)
+    found.path((3, 500)).unlink()
+    assert found.missing == [(3, 500)] and "1 of 4 items missing" in repr(found)
+    assert found[0, 500].S[0] > 0
+    with pytest.raises(FileNotFoundError, match=r"\(3, 500\) is not finished, nor are 1 of the 4"):
+        found[3, 500]
+    for wrong in ((1, 500), (3, 501), 3):
+        with pytest.raises(KeyError, match=r"no item \(sample, t\).*samples \[0, 3\] at t in \[99"):
+            found[wrong]  # type: ignore[index]
+
+
+def test_a_folder_without_an_atlas_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"holds no atlas.*atlas\.json"):
+        atlas.load_atlas(tmp_path)
+    for content in ("", "{", "[]", '{"samples": [0]}'):
+        (tmp_path / "atlas.json").write_text(content)
+        with pytest.raises(ValueError, match="no settings of an atlas"):
+            atlas.load_atlas(tmp_path)
+
+
+# The job -----------------------------------------------------------------------------------------
+
+
+def test_the_command_makes_the_same_files(
+    tiny: Path, whole: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ["atlas", "--model", str(tiny), "--out", str(tmp_path / "new")]
+    assert command([*words, *FLAGS]) == 0
+    assert content_of(tmp_path / "new") == content_of(whole)
+    said = capfd.readouterr()
+    assert "0 of 4 bases finished, 4 to do, at t in [999, 500]: 3.8e-05 GB" in said.out
+    assert "about 1 min with 1 at work" in said.out and "4/4" in said.err
+    assert command([*words, *FLAGS, "--steps", "6"]) == 1
+    assert "atlas: " in (said := capfd.readouterr()).err and "steps 5, now 6" in said.err
+
+
+def test_lists_of_numbers_are_read() -> None:
+    assert atlas._span("0:4") == [0, 1, 2, 3] and atlas._span("900,700") == [900, 700]
+    assert atlas._span("5,0:2,7:12:2") == [5, 0, 1, 7, 9, 11]
+
+
+def test_the_threads_are_those_of_the_settings(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def count(*args: Any) -> Any:
+        raise ValueError(f"threads: {torch.get_num_threads()}")
+
+    monkeypatch.setattr(atlas, "svd", count)
+    with pytest.raises(ValueError, match="threads: 2"):
+        atlas.build(tiny, tmp_path, samples=[0], times=[999], k=1, steps=1, threads=2)
+    assert torch.get_num_threads() == 1
+
+
+@pytest.mark.slow
+def test_accelerate_is_loaded_when_it_is_used() -> None:
+    code = "import sys, mathkit.atlas; assert not {'accelerate', 'diffusers'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
