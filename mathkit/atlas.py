@@ -170,7 +170,8 @@ def _processes(device: str) -> tuple[Any, Any]:
     automatic = "cuda" if torch.cuda.is_available() else "cpu"
     wanted = automatic if device == "auto" else device
     state = PartialState(cpu=wanted == "cpu")
-    return state, state.device if state.device.type == wanted else wanted
+    # cpu:0, as accelerate calls it among several, gives other last bits than cpu.
+    return state, state.device if state.device.type == wanted != "cpu" else wanted
 
 
 @contextmanager
@@ -218,8 +219,12 @@ def _check(p: Model, s: dict[str, Any]) -> None:
 def _begun(folder: Path, settings: dict[str, Any], state: Any) -> Atlas:
     """The atlas of these settings; the first process writes them down where there are none."""
     folder.mkdir(parents=True, exist_ok=True)
-    if state.is_main_process and not (folder / MANIFEST).exists():
-        _write(folder / MANIFEST, (json.dumps(settings, indent=1) + "\n").encode())
+    if state.is_main_process:
+        for ours in (MANIFEST, "sample*_t*.safetensors"):
+            for part in folder.glob(f"{ours}.*.part"):
+                part.unlink(missing_ok=True)
+        if not (folder / MANIFEST).exists():
+            _write(folder / MANIFEST, (json.dumps(settings, indent=1) + "\n").encode())
     state.wait_for_everyone()
     atlas = load_atlas(folder)
     keys = sorted(settings.keys() | atlas.settings.keys())
@@ -366,7 +371,8 @@ def _checksum(tensors: dict[str, Tensor], text: str) -> str:
 
 def _write(path: Path, content: bytes) -> None:
     """The file, whole or not at all, whenever the process or the machine stops."""
-    part = path.with_name(path.name + ".part")
+    # Of this process alone: one that outlives its torchrun may still write the same item.
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         with open(part, "wb") as file:
             file.write(content)

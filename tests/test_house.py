@@ -167,6 +167,7 @@ def test_each_command_leads_somewhere(command):
         "info": ("weights", "info"),
         "patient": ("training", "main"),
         "ship": ("training", "ship"),
+        "atlas": ("atlas", "main"),
         "results": ("jobs", "run"),
     }[command]
     tree = ast.parse((ROOT / "mathkit" / f"{module}.py").read_text())
