@@ -4,40 +4,35 @@ A local basis is the top k singular triplets of a map's Jacobian at x_t. One pro
     python -m mathkit atlas --out runs/atlas/NAME --samples 0:20 --times 900,700,500
     torchrun --standalone --nproc_per_node 2 -m mathkit atlas --out ...
 (`accelerate launch` on CPUs starts a single process.) The folder holds atlas.json, the settings,
-and one safetensors file for each item (sample, t), whole or absent.
+and one safetensors file for each item (sample, t), whole or absent. The same command goes on with
+a job that was stopped; to have an item made anew, delete its file first.
 """
 
 from __future__ import annotations
 
 import argparse
-import errno
 import hashlib
 import json
 import math
 import operator
 import os
-import shutil
-import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from itertools import groupby
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import weights
-from .diffusion import _Noise, posterior_mean, sample, timesteps
+from .diffusion import denoise, posterior_mean, start, timesteps
 from .hspace import encoder
-from .loading import load_model, model_files
+from .loading import load_model
 from .maps import Passes, jacobian
 from .models import Model
 from .spectral import SVD, svd
 
 Item = tuple[int, int]
-MANIFEST = "atlas.json"
+MANIFEST, PART, SEAL = "atlas.json", ".atlas-part", 32
 MAPS: dict[str, Callable[[Model, int], Callable[[Tensor], Tensor]]] = {
     "h": encoder,
     "pooled": lambda p, t: encoder(p, t, pool="sum"),
@@ -55,8 +50,6 @@ class Atlas:
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         self.folder, self.settings = folder, settings
         self.items: list[Item] = [(i, t) for i in settings["samples"] for t in settings["times"]]
-        self._plan = set(self.items)
-        self._origin = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
     @property
     def missing(self) -> list[Item]:
@@ -73,30 +66,39 @@ class Atlas:
         Raises KeyError for an item that the job does not have, FileNotFoundError for one that is
         not finished, ValueError for a damaged file or one of other settings. Cost: one file read.
         """
-        if item not in self._plan:
-            s = self.settings
-            held = f"samples {_say(s['samples'])} at t in {_say(s['times'])}"
-            raise KeyError(f"{item} is no item (sample, t) of {self.folder}, which has {held}")
+        if item not in self.items:
+            samples, times = (_shown(self.settings[key]) for key in ("samples", "times"))
+            raise KeyError(
+                f"{self.folder} has items (sample, t) of samples {samples} at t in {times}, "
+                f"got {item}"
+            )
         path = self.path(item)
         if not path.exists():
             raise FileNotFoundError(
-                f"{item} is not finished, nor are {len(self.missing)} of the {len(self.items)} "
-                f"items of {self.folder}: the job's command, run again, goes on (see .missing)"
+                f"{item} is not finished: {len(self.missing)} of the {len(self.items)} items of "
+                f"{self.folder} are missing. The job's command, run again, goes on"
             )
-        return _unpacked(path, self._origin, item)
+        content = path.read_bytes()
+        if content[-SEAL:] != self._seal(item, content[:-SEAL]):
+            raise ValueError(
+                f"{path} is damaged, or not the basis of {item} with the settings of {MANIFEST}: "
+                "delete it and run the job's command again"
+            )
+        return _unpacked(content)
 
     def put(self, item: Item, r: SVD) -> None:
         """Store the basis of (sample, t), whole or not at all. Raises OSError on a full disk."""
-        dtype = DTYPES[self.settings["dtype"]]
-        tensors = {"U": r.U.to(dtype), "S": r.S, "V": r.V.to(dtype), "residuals": r.residuals}
-        facts: dict[str, Any] = {"item": item, "origin": self._origin, "passes": r.passes}
-        facts |= {"gap": r.gap, "angle_bound": r.angle_bound}
-        _write(self.path(item), _packed(tensors, facts))
+        content = _packed(r, DTYPES[self.settings["dtype"]])[:-SEAL]
+        _write(self.path(item), content + self._seal(item, content))
+
+    def _seal(self, item: Item, content: bytes) -> bytes:
+        """SHA-256 of the settings, the item and all of its file that comes before the seal."""
+        words = json.dumps([self.settings, *item], sort_keys=True)
+        return hashlib.sha256(words.encode() + content).digest()
 
     def __repr__(self) -> str:
-        s, left = self.settings, len(self.missing)
-        what = f"{s['model']}, map {s['map']}, k = {s['k']}"
-        return f"Atlas({self.folder}: {what}, {left} of {len(self.items)} items missing)"
+        s, left = self.settings, f"{len(self.missing)} of {len(self.items)} items missing"
+        return f"Atlas({self.folder}: {s['model']}, map {s['map']}, k = {s['k']}, {left})"
 
 
 def load_atlas(folder: str | Path) -> Atlas:
@@ -129,7 +131,6 @@ def build(
     revision: str | None = None,
     prompt: str | None = None,
     device: str = "auto",
-    repair: bool = False,
 ) -> None:
     """Make the atlas in folder `out`, or finish it: mk.svd of the map's Jacobian at each x_t.
 
@@ -137,30 +138,30 @@ def build(
     nearest to each of `times`. map: "h" (the encoder), "pooled" (summed over the places) or "mean"
     (posterior mean). dtype: of the stored U and V. Called by several processes (torchrun), each
     takes a share and returns when that is done; `threads`, of each, is a setting, so that on one
-    kind of machine the files do not depend on the number of processes. repair: redo damaged files.
+    kind of machine the files do not depend on the number of processes.
 
     Raises ValueError for a bad argument, settings other than those the folder was begun with, and
     damaged files (all are read at the start); OSError on a full disk, with what is finished kept.
-    Cost: `steps` network calls a sample, one `svd` an item; k (n + m) numbers an item on the disk.
+    Cost: at most `steps` network calls a sample, one `svd` an item; k (n + m) stored numbers each.
     """
     state, place = _processes(device)
-    with _limited(threads):
-        network = load_model(model, place, revision=revision)
-        p: Model = network if prompt is None else network.prompted(prompt)
-        settings = {
-            "model": str(model), "revision": p.revision, "sha256": _digest(p, model),
-            "prediction": network.prediction, "prompt": prompt, "map": map, "k": k, "tol": tol,
-            "seed": seed, "svd_seed": seed, "samples": [operator.index(i) for i in samples],
-            "times": _nearest(p, times, steps), "steps": steps, "threads": threads, "chunk": 1,
-            "dtype": dtype, "device": p.device.type, "torch": torch.__version__,
-        }  # fmt: skip
-        _check(p, settings)
-        atlas = _begun(Path(out), settings, state)
-        todo = _unfinished(atlas, state, repair)
-        if state.is_main_process:
-            print(_estimate(p, atlas, todo, state.num_processes), flush=True)
-        with state.split_between_processes(todo) as mine:
-            _work(p, atlas, mine, state.is_main_process)
+    network = load_model(model, place, revision=revision)
+    p: Model = network if prompt is None else network.prompted(prompt)
+    settings = {
+        "model": network.source, "revision": p.revision, "prediction": network.prediction,
+        "prompt": prompt, "map": map, "k": k, "tol": tol, "seed": seed,
+        "samples": [operator.index(i) for i in samples], "times": _nearest(p, times, steps),
+        "steps": steps, "threads": threads, "chunk": 1, "dtype": dtype, "device": p.device.type,
+        "torch": torch.__version__,
+    }  # fmt: skip
+    size = _item_bytes(p, settings)
+    atlas = _begun(Path(out), settings, state)
+    todo = atlas.missing
+    if state.is_main_process:
+        _announce(atlas, todo, size)
+    state.wait_for_everyone()  # nobody writes before everybody has seen what is missing
+    with _limited(threads), state.split_between_processes(todo) as mine:
+        _work(p, atlas, mine, state.is_main_process)
 
 
 def _processes(device: str) -> tuple[Any, Any]:
@@ -175,23 +176,14 @@ def _processes(device: str) -> tuple[Any, Any]:
 
 
 @contextmanager
-def _limited(count: int) -> Iterator[None]:
-    if count < 1:
-        raise ValueError(f"threads is an integer >= 1, got {count}")
+def _limited(threads: int) -> Iterator[None]:
+    """So many threads inside: another number gives other last bits."""
     before = torch.get_num_threads()
-    torch.set_num_threads(count)  # another number gives other last bits
+    torch.set_num_threads(threads)
     try:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _digest(p: Model, model: str | Path) -> str:
-    """SHA-256 of the network's weights."""
-    revision = p.revision or ""
-    if revision.startswith("sha256:"):
-        return revision.removeprefix("sha256:")
-    return weights.sha256(model_files(model, revision).weights)
 
 
 def _nearest(p: Model, times: Sequence[int], steps: int) -> list[int]:
@@ -200,8 +192,8 @@ def _nearest(p: Model, times: Sequence[int], steps: int) -> list[int]:
     return list(dict.fromkeys(min(grid, key=lambda g: abs(g - p.time(t))) for t in times))
 
 
-def _check(p: Model, s: dict[str, Any]) -> None:
-    """ValueError for settings that no item could be made with, before any is written down."""
+def _item_bytes(p: Model, s: dict[str, Any]) -> int:
+    """Bytes of one item. Raises ValueError for settings that no item could be made with."""
     for name, choices in (("map", MAPS), ("dtype", DTYPES)):
         if s[name] not in choices:
             raise ValueError(f"{name} is one of {', '.join(choices)}, got {s[name]!r}")
@@ -209,27 +201,29 @@ def _check(p: Model, s: dict[str, Any]) -> None:
         raise ValueError("give at least one time and one sample, and no sample twice")
     if not 0 <= s["tol"] < 1:
         raise ValueError(f"tol is a share of s_1 in [0, 1), got {s['tol']}")
-    top, x = len(p.alphas_cumprod) - 1, _start(p, s, s["samples"][:1])
+    if s["threads"] < 1:
+        raise ValueError(f"threads is an integer >= 1, got {s['threads']}")
+    x = start(p, s["seed"], [min(s["samples"])])
     with torch.no_grad():
-        most = min(x[0].numel(), MAPS[s["map"]](p, top)(x).numel())
-    if not 1 <= s["k"] <= most:
-        raise ValueError(f"k counts directions: 1 ... min(m, n) = {most} here, got {s['k']}")
+        n, m = x.numel(), MAPS[s["map"]](p, s["times"][0])(x).numel()
+    if not 1 <= s["k"] <= min(m, n):
+        raise ValueError(f"k counts directions: 1 ... min(m, n) = {min(m, n)}, got {s['k']}")
+    return s["k"] * (n + m) * DTYPES[s["dtype"]].itemsize
 
 
 def _begun(folder: Path, settings: dict[str, Any], state: Any) -> Atlas:
     """The atlas of these settings; the first process writes them down where there are none."""
-    folder.mkdir(parents=True, exist_ok=True)
     if state.is_main_process:
-        for ours in (MANIFEST, "sample*_t*.safetensors"):
-            for part in folder.glob(f"{ours}.*.part"):
-                part.unlink(missing_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        for part in folder.glob(f"*{PART}"):
+            part.unlink(missing_ok=True)
         if not (folder / MANIFEST).exists():
             _write(folder / MANIFEST, (json.dumps(settings, indent=1) + "\n").encode())
     state.wait_for_everyone()
     atlas = load_atlas(folder)
     keys = sorted(settings.keys() | atlas.settings.keys())
     pairs = [(key, atlas.settings.get(key), settings.get(key)) for key in keys]
-    differ = [f"{key} {_say(old)}, now {_say(new)}" for key, old, new in pairs if old != new]
+    differ = [f"{key} {_shown(old)}, now {_shown(new)}" for key, old, new in pairs if old != new]
     if differ:
         raise ValueError(
             f"{folder} was begun with other settings: {'; '.join(differ)}. Give the same again "
@@ -238,141 +232,79 @@ def _begun(folder: Path, settings: dict[str, Any], state: Any) -> Atlas:
     return atlas
 
 
-def _say(value: Any) -> str:
+def _shown(value: Any) -> str:
     if isinstance(value, list) and len(value) > 6:
         return f"[{value[0]}, {value[1]}, ... {value[-1]}] ({len(value)} values)"
     return repr(value)
 
 
-def _unfinished(atlas: Atlas, state: Any, repair: bool) -> list[Item]:
-    """The items to do. Each process checks a share; none goes on until every share is known."""
-    from accelerate.utils import gather_object
-
-    missing: set[Item] = set(atlas.missing)
-    broken: dict[Item, str] = {}
-    with state.split_between_processes([i for i in atlas.items if i not in missing]) as mine:
-        for item in mine:
-            try:
-                atlas[item]
-            except ValueError as error:
-                broken[item] = str(error)
-    broken = dict(gather_object(list(broken.items())))
-    if broken and not repair:
-        more = f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""
-        raise ValueError(f"{next(iter(broken.values()))}{more}")
-    return [item for item in atlas.items if item in missing or item in broken]
-
-
-def _estimate(p: Model, atlas: Atlas, todo: list[Item], world: int) -> str:
-    """What is to do, and about how long it takes and how large it gets. Costs two passes each way.
-
-    Raises OSError where the disk has less room than that.
-    """
-    done = f"{atlas.folder}: {len(atlas.items) - len(todo)} of {len(atlas.items)} bases finished"
-    if not todo:
-        return done
-    s, x, clock = atlas.settings, _start(p, atlas.settings, [todo[0][0]]), [time.perf_counter()]
-    A = jacobian(MAPS[s["map"]](p, todo[0][1]), x, s["chunk"])
-    for _ in range(2):
-        A.pull(A.push(x)).sum().item()
-        clock.append(time.perf_counter())
-    n, m, step = x.numel(), math.prod(A.out_shape), clock[2] - clock[1]
-    # About what svd needs at tol = 1e-3; a network call costs about half a step.
-    each = clock[1] - clock[0] + min(3 * s["k"] + 10, n, m) * step
-    calls = len({i for i, _ in todo}) * s["steps"]
-    minutes = math.ceil((len(todo) * each + calls * step / 2) / world / 60)
-    size = len(todo) * s["k"] * (n + m) * DTYPES[s["dtype"]].itemsize
-    free = shutil.disk_usage(atlas.folder).free
-    task = f"{done}, {len(todo)} to do, at t in {_say(s['times'])}: {size / 1e9:.2g} GB"
-    if size > free:
-        raise OSError(errno.ENOSPC, f"{task}, where {free / 1e9:.2g} GB are free")
-    return f"{task}, about {minutes} min with {world} at work"
+def _announce(atlas: Atlas, todo: list[Item], size: int) -> None:
+    """Read what is finished, ValueError if any of it is damaged, and say what is to do."""
+    finished, damaged = sorted(set(atlas.items) - set(todo)), []
+    for item in finished:
+        try:
+            atlas[item]
+        except ValueError as error:
+            damaged.append(str(error))
+    if damaged:
+        raise ValueError("\n".join(damaged))
+    rest = f"; {len(todo)} to do, {len(todo) * size / 1e6:.2g} MB" if todo else ""
+    print(f"{atlas.folder}: {len(finished)} of {len(atlas.items)} bases finished{rest}", flush=True)
 
 
 def _work(p: Model, atlas: Atlas, todo: Sequence[Item], show: bool) -> None:
     from tqdm.auto import tqdm
 
-    s = atlas.settings
-    with tqdm(total=len(todo), unit="basis", disable=not show) as bar:
-        for i, group in groupby(todo, lambda item: item[0]):
-            for t, x in _states(p, s, i, {t for _, t in group}).items():
-                try:
-                    A = jacobian(MAPS[s["map"]](p, t), x, s["chunk"])
-                    basis = svd(A, s["k"], s["tol"], s["svd_seed"])
-                except ValueError as error:
-                    raise ValueError(f"sample {i} at t = {t}: {error}") from error
-                atlas.put((i, t), basis)
-                bar.update()
+    s, states = atlas.settings, {}
+    for i, t in tqdm(todo, unit="basis", disable=not show):
+        if (i, t) not in states:
+            states = _states(p, s, i, min(then for sample, then in todo if sample == i))
+        try:
+            A = jacobian(MAPS[s["map"]](p, t), states[i, t], s["chunk"])
+            basis = svd(A, s["k"], s["tol"], s["seed"])
+        except ValueError as error:
+            raise ValueError(f"sample {i} at t = {t}: {error}") from error
+        atlas.put((i, t), basis)
 
 
-class _Enough(Exception):
-    pass
+def _states(p: Model, s: dict[str, Any], i: int, last: int) -> dict[Item, Tensor]:
+    """x_t (1, *shape) of sample i, by (i, t), at the times of its grid from T - 1 to `last`.
+
+    Each sample alone, as a batch gives other last bits.
+    """
+    grid = [t for t in timesteps(p, len(p.alphas_cumprod) - 1, s["steps"]) if t >= last]
+    x = start(p, s["seed"], [i])
+    states = {(i, grid[0]): x}
+    denoise(p, x, grid[0], times=grid, callback=lambda _, t, y: states.update({(i, t): y}))
+    return states
 
 
-def _states(p: Model, s: dict[str, Any], i: int, times: set[int]) -> dict[int, Tensor]:
-    """x_t (1, *shape) of sample i at each of these times; alone, as a batch changes last bits."""
-    top = len(p.alphas_cumprod) - 1
-    kept = {top: _start(p, s, [i])} if top in times else {}
-
-    def keep(_: int, then: int, x: Tensor) -> None:
-        if then in times:
-            kept[then] = x
-        if len(kept) == len(times):
-            raise _Enough
-
-    with suppress(_Enough):
-        if len(kept) < len(times):
-            sample(p, seed=s["seed"], index=[i], steps=s["steps"], callback=keep)
-    return kept
-
-
-def _start(p: Model, s: dict[str, Any], index: Sequence[int]) -> Tensor:
-    """x_T of these samples."""
-    return _Noise(p, s["seed"], index, stream=0)()
-
-
-def _packed(tensors: dict[str, Tensor], facts: dict[str, Any]) -> bytes:
+def _packed(r: SVD, dtype: torch.dtype) -> bytes:
+    """A safetensors file whose last bytes are the tensor "seal", here zero."""
     from safetensors.torch import save
 
-    tensors = {name: value.contiguous().cpu() for name, value in tensors.items()}
-    text = json.dumps(facts, sort_keys=True)
-    # One key: the order of several is not fixed.
-    return save(tensors, {"basis": f"{_checksum(tensors, text)} {text}"})
+    bounds = [float("nan") if bound is None else bound for bound in (r.gap, r.angle_bound)]
+    tensors = {
+        "U": r.U.to(dtype), "S": r.S, "V": r.V.to(dtype), "residuals": r.residuals,
+        "bounds": torch.tensor(bounds, dtype=torch.float64), "passes": torch.tensor(r.passes),
+        "seal": torch.zeros(SEAL, dtype=torch.uint8),  # the narrowest dtype lies last
+    }  # fmt: skip
+    return save({name: value.contiguous().cpu() for name, value in tensors.items()})
 
 
-def _unpacked(path: Path, origin: str, item: Item) -> SVD:
-    from safetensors import SafetensorError, safe_open
+def _unpacked(content: bytes) -> SVD:
+    from safetensors.torch import load
 
-    redo = "run the job's command again with --repair to redo it"
-    try:
-        with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-            checksum, text = file.metadata()["basis"].split(" ", 1)
-        if checksum != _checksum(tensors, text):
-            raise ValueError("its checksum differs")
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        reason = weights.first_line(error)
-        raise ValueError(f"{path} is damaged ({reason}): {redo}") from None
-    facts = json.loads(text)
-    if (facts["origin"], tuple(facts["item"])) != (origin, item):
-        raise ValueError(f"{path} is of another atlas or item: {redo}")
-    U, S, V, residuals = (tensors[name] for name in ("U", "S", "V", "residuals"))
-    passes = Passes(*facts["passes"])
-    return SVD(U, S, V, residuals, passes, facts["gap"], facts["angle_bound"])
-
-
-def _checksum(tensors: dict[str, Tensor], text: str) -> str:
-    total = hashlib.sha256(text.encode())
-    for name in sorted(tensors):
-        total.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
-        total.update(tensors[name].view(torch.uint8).numpy())
-    return total.hexdigest()
+    file = load(content)
+    gap, bound = (None if math.isnan(value) else value for value in file["bounds"].tolist())
+    passes = Passes(*file["passes"].tolist())
+    return SVD(file["U"], file["S"], file["V"], file["residuals"], passes, gap, bound)
 
 
 def _write(path: Path, content: bytes) -> None:
     """The file, whole or not at all, whenever the process or the machine stops."""
     # Of this process alone: one that outlives its torchrun may still write the same item.
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part = path.with_name(f"{path.name}.{os.getpid()}{PART}")
     try:
         with open(part, "wb") as file:
             file.write(content)
@@ -380,14 +312,9 @@ def _write(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as error:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
         raise OSError(
-            error.errno,
-            f"no room left for {path}. What is finished is kept: free some space and run the same "
-            "command again",
+            f"{path} could not be written: {error.strerror}. What is finished is kept: mend that "
+            "(a full disk: free some space) and run the same command again"
         ) from error
 
 
@@ -400,9 +327,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     add = parser.add_argument
     add("--out", required=True, help="folder of the atlas, e.g. runs/atlas/NAME")
     add("--model", default="alice", help="built-in name, local diffusers folder or Hub id")
-    add("--map", default="h", choices=MAPS)
-    add("--samples", type=_span, default=range(20), help="0:20, or 3,5,8 (default 0:20)")
-    add("--times", type=_span, default=[900, 700, 500], help="default 900,700,500")
+    add("--map", default="h", choices=MAPS, help="the encoder, h summed, or the posterior mean")
+    add("--samples", type=_numbers, default=range(20), help="0:20, or 3,5,8 (default 0:20)")
+    add("--times", type=_numbers, default=[900, 700, 500], help="default 900,700,500")
     add("--k", type=int, default=10, help="directions (default %(default)s)")
     add("--tol", type=float, default=1e-3, help="residual, as a share of s_1")
     add("--seed", type=int, default=0, help="of the samples and of svd")
@@ -412,18 +339,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--revision", help="of a Hub repository")
     add("--prompt", help="for a text model")
     add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
-    add("--repair", action="store_true", help="redo damaged files")
     build(**vars(parser.parse_args(argv)))
 
 
-def _span(text: str) -> list[int]:
+def _numbers(text: str) -> list[int]:
     """0:20 is 0 ... 19; 3,5,8 those three; both may be mixed."""
     ends = [[int(word) for word in part.split(":")] for part in text.split(",")]
     return [i for span in ends for i in (range(*span) if len(span) > 1 else span)]
-
-
-if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as problem:
-        sys.exit(f"atlas: {problem}")

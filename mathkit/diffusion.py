@@ -80,9 +80,17 @@ def sample(
     which = list(range(_count(n, "n")) if index is None else index)
     if n is not None and n != len(which):
         raise ValueError(f"n = {n}, but index names {len(which)} samples: leave n out")
-    draw = _Noise(p, seed, which, stream=0)
-    T = len(p.alphas_cumprod)
-    return denoise(p, draw(), T - 1, steps, callback=callback, progress=progress)
+    top = len(p.alphas_cumprod) - 1
+    return denoise(p, start(p, seed, which), top, steps, callback=callback, progress=progress)
+
+
+def start(p: Model, seed: int | Sequence[int], index: Sequence[int]) -> Tensor:
+    """The x_T ~ N(0, I) that `sample` denoises, (len(index), *shape) on p.device.
+
+    Item i depends on (seed, index[i]) alone, whatever the others and the device. Raises ValueError
+    unless seed is one integer >= 0, or one for each of the index, integers >= 0.
+    """
+    return _Noise(p, seed, index, stream=0)()
 
 
 def denoise(
