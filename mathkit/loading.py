@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from . import weights
-from .models import TextModel, UNetModel, network_shape
+from .latents import TextModel
+from .models import UNetModel, network_shape
 
 STEM = "diffusion_pytorch_model"
 KINDS = ("UNet2DModel", "UNet2DConditionModel")
@@ -194,14 +195,17 @@ def hub(name: str, revision: str | None = None, half: bool = False) -> tuple[Pat
     """Fetch (or find in the cache) a Hub repository's model: its folder and its commit.
 
     One weights file a network, safetensors before pickles. A commit whose files are in the cache
-    needs no network. Raises OSError within seconds where neither helps, and ValueError or
+    needs no network; where only fp16 ones are and others are wanted, the Hub is asked for them
+    first. Raises OSError within seconds where neither helps, and ValueError or
     FileNotFoundError for a model of another kind, before its weights are fetched.
     """
     pinned = next((commit for known, commit in PUBLISHED if known == name), None)
     wanted = revision or pinned
     kept = _cached(name, wanted)
-    whole = kept is not None and not _lacking(kept)
-    if kept is None or not whole or kept.name != wanted:
+    files = _chosen(kept, half) if kept else []
+    whole = kept is not None and None not in files
+    rounded = not half and any(".fp16." in (file or "") for file in files)
+    if kept is None or not whole or rounded or kept.name != wanted:
         try:
             kept = _fetched(name, wanted, half)
         except HubError:
@@ -222,8 +226,8 @@ def _asking(name: str) -> Iterator[None]:
         yield
     except Exception as error:  # what the client raises has no base class in common
         raise HubError(
-            f"{name!r} is not in the local cache and the Hub gave no answer "
-            f"({type(error).__name__}: {weights.first_line(error)}), nor is there such a folder. "
+            f"{name!r} is no folder, is not whole in the local cache, and was not fetched from the "
+            f"Hub ({type(error).__name__}: {weights.first_line(error)}). "
             'Without a network use the built-in model, mk.load_model("alice"); with one, try '
             "again: what has been fetched is kept"
         ) from error
@@ -270,11 +274,11 @@ def _choice(there: Callable[[str], bool], part: str, half: bool) -> str | None:
     return None
 
 
-def _lacking(folder: Path) -> list[str]:
-    """The networks of a folder that have a configuration and no weights."""
+def _chosen(folder: Path, half: bool) -> list[str | None]:
+    """The best weights file of each network that a folder has a configuration of."""
     parts = [part for part in ("unet", *PARTS) if (folder / part / "config.json").is_file()]
     parts = parts if "unet" in parts else [""]
-    return [part for part in parts if not _choice(lambda n: (folder / n).is_file(), part, False)]
+    return [_choice(lambda name: (folder / name).is_file(), part, half) for part in parts]
 
 
 def _layout(folder: Path, source: str, commit: str | None = None, half: bool = False) -> ModelFiles:

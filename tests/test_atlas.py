@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import standins
 import torch
 from conftest import make_tiny_unet
 from torch import Tensor
@@ -125,8 +126,6 @@ def test_the_nearest_grid_time_is_taken(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_a_text_model_is_given_its_prompt(tmp_path: Path) -> None:
-    pytest.importorskip("transformers")
-    standins = pytest.importorskip("standins")
     standins.stable_diffusion(tmp_path / "model")
     for prompt in ("man", "a smiling man"):
         atlas.build(
@@ -272,8 +271,8 @@ def job(*words: str) -> list[str]:
 
 @pytest.mark.slow
 def test_a_killed_process_is_gone_on_with(tiny: Path, tmp_path: Path) -> None:
-    more = {**SMALL, "samples": [*range(12)], "times": GRID}
-    flags = ["--samples", "0:12", "--times", "999,749,500,250,0", "--k", "3", "--steps", "5"]
+    more = {**SMALL, "samples": [*range(4)], "times": GRID}
+    flags = ["--samples", "0:4", "--times", "999,749,500,250,0", "--k", "3", "--steps", "5"]
     out = tmp_path / "killed"
     words = job("mathkit", "atlas", "--model", str(tiny), "--out", str(out), *flags)
     running = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.DEVNULL)
@@ -282,7 +281,7 @@ def test_a_killed_process_is_gone_on_with(tiny: Path, tmp_path: Path) -> None:
         time.sleep(0.01)
     running.send_signal(signal.SIGKILL)
     assert running.wait() == -signal.SIGKILL
-    assert 0 < len(atlas.load_atlas(out).missing) <= 57
+    assert 0 < len(atlas.load_atlas(out).missing) <= 17
     subprocess.run(words, cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
     atlas.build(tiny, tmp_path / "whole", **more)
     assert content_of(out) == content_of(tmp_path / "whole")

@@ -30,6 +30,7 @@ ROWS = [
     "faces superposition",
     "weights",
     "models",
+    "latents",
     "loading diffusion hspace factors",
     "scores",
     "cases analysis",

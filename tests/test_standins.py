@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import mathkit as mk
 from mathkit import loading, weights
-from mathkit.models import TextModel
+from mathkit.latents import TextModel
 
 T = 600
 BIN, SAFE = "diffusion_pytorch_model.bin", "diffusion_pytorch_model.safetensors"
@@ -208,6 +209,23 @@ def test_a_broken_off_download_is_no_model_in_the_cache(hub: Any) -> None:
     assert mk.load_model("someone/half").shape == (3, 16, 16)
 
 
+def test_full_precision_is_fetched_where_only_fp16_is_in_the_cache(hub: Any) -> None:
+    from safetensors.torch import save_file
+
+    place = standins.ddpm(hub.remote / "someone/both", standins.SMALL)
+    state = weights.read(place / BIN)
+    save_file(state, place / SAFE)
+    save_file({key: value.half() for key, value in state.items()}, place / FP16)
+    commit = "c" * 40
+    half = mk.load_model("someone/both", dtype=torch.float16, revision=commit)
+    assert "of its fp16 files" in repr(half) and SAFE not in hub.files
+    hub.up = False
+    assert "of its fp16 files" in repr(mk.load_model("someone/both", revision=commit))
+    hub.up = True
+    assert "fp16" not in repr(mk.load_model("someone/both", revision=commit))
+    assert len(hub.revisions) == 2 and SAFE in hub.files
+
+
 FP16, FP16_BIN = SAFE.replace(".s", ".fp16.s"), BIN.replace(".b", ".fp16.b")
 
 
@@ -342,8 +360,9 @@ def test_decode_takes_latents_alone() -> None:
 
 def test_inversion_takes_images_or_latents_and_comes_back() -> None:
     p, images = text_model().prompted("a smiling man"), torch.rand(2, 3, 16, 16) * 2 - 1
+    few, same = (mk.invert(p, x, T, steps=3) for x in (images, p.encode(images)))
+    assert torch.equal(few, same)
     xt = mk.invert(p, images, T, steps=60, refine=3)
-    assert torch.equal(xt, mk.invert(p, p.encode(images), T, steps=60, refine=3))
     back = mk.denoise(p, xt, T, steps=60)
     assert (back - p.encode(images)).norm() < 1e-3 * p.encode(images).norm()
     assert mk.sample(p, 2, steps=3).shape == (2, 4, 8, 8)
@@ -427,7 +446,6 @@ def test_texts_bound_in_inference_mode_can_be_differentiated() -> None:
 @pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
 def diffusion(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     """The folder of a Stable Diffusion 1.x or 2.x, and the pipeline that wrote it."""
-    pytest.importorskip("transformers")
     place = tmp_path_factory.mktemp(request.param) / "sd"
     return place, standins.stable_diffusion(place, request.param)
 
@@ -580,11 +598,18 @@ def test_a_prompt_that_is_too_long_is_refused(diffusion: Any) -> None:
 
 @pytest.mark.parametrize("diffusion", ["epsilon"], indirect=True)
 def test_without_transformers_a_text_model_says_what_to_install(
-    diffusion: Any, monkeypatch: pytest.MonkeyPatch
+    diffusion: Any, hub: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    project = tomllib.loads((Path(mk.__file__).parents[1] / "pyproject.toml").read_text())[
+        "project"
+    ]
+    (needed,) = project["optional-dependencies"]["text"]
+    shutil.copytree(diffusion[0], hub.remote / "someone/sd")
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ImportError, match='pip install "transformers'):
-        mk.load_model(diffusion[0])
+    for name in (diffusion[0], "someone/sd"):
+        with pytest.raises(ImportError, match=f'pip install "{needed}"'):
+            mk.load_model(name)
+    assert not any("safetensors" in file for file in hub.files), "said before weights are fetched"
 
 
 @pytest.mark.parametrize("diffusion", ["epsilon"], indirect=True)
