@@ -52,9 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         run(args.command, args.rest)
     except KeyboardInterrupt:
-        print(f"\nstopped; `python -m mathkit {args.command}` continues from here", file=sys.stderr)
+        print(f"\n{args.command}: stopped; the same command continues from here", file=sys.stderr)
         return 130
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"{args.command}: {error}", file=sys.stderr)
         return 1
     return 0

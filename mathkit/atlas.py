@@ -5,7 +5,7 @@ A local basis is the top k singular triplets of a map's Jacobian at x_t. One pro
     torchrun --standalone --nproc_per_node 2 -m mathkit atlas --out ...
 (`accelerate launch` on CPUs starts a single process.) The folder holds atlas.json, the settings,
 and one safetensors file for each item (sample, t), whole or absent. The same command goes on with
-a job that was stopped; to have an item made anew, delete its file first.
+a job that was stopped. mathkit.atlas.load_atlas(folder)[sample, t] reads a basis: U, S, V.
 """
 
 from __future__ import annotations
@@ -67,11 +67,7 @@ class Atlas:
         not finished, ValueError for a damaged file or one of other settings. Cost: one file read.
         """
         if item not in self.items:
-            samples, times = (_shown(self.settings[key]) for key in ("samples", "times"))
-            raise KeyError(
-                f"{self.folder} has items (sample, t) of samples {samples} at t in {times}, "
-                f"got {item}"
-            )
+            raise KeyError(f"{self.folder} has (sample, t) of {self._extent()}, got {item}")
         path = self.path(item)
         if not path.exists():
             raise FileNotFoundError(
@@ -95,6 +91,10 @@ class Atlas:
         """SHA-256 of the settings, the item and all of its file that comes before the seal."""
         words = json.dumps([self.settings, *item], sort_keys=True)
         return hashlib.sha256(words.encode() + content).digest()
+
+    def _extent(self) -> str:
+        s = self.settings
+        return f"samples {_shown(s['samples'])} at t in {_shown(s['times'])}"
 
     def __repr__(self) -> str:
         s, left = self.settings, f"{len(self.missing)} of {len(self.items)} items missing"
@@ -249,14 +249,15 @@ def _announce(atlas: Atlas, todo: list[Item], size: int) -> None:
     if damaged:
         raise ValueError("\n".join(damaged))
     rest = f"; {len(todo)} to do, {len(todo) * size / 1e6:.2g} MB" if todo else ""
-    print(f"{atlas.folder}: {len(finished)} of {len(atlas.items)} bases finished{rest}", flush=True)
+    state = f"{len(finished)} of {len(atlas.items)} bases finished{rest}"
+    print(f"{atlas.folder}, {atlas._extent()}: {state}", flush=True)
 
 
 def _work(p: Model, atlas: Atlas, todo: Sequence[Item], show: bool) -> None:
     from tqdm.auto import tqdm
 
     s, states = atlas.settings, {}
-    for i, t in tqdm(todo, unit="basis", disable=not show):
+    for i, t in tqdm(todo, unit="basis", disable=not (show and todo)):
         if (i, t) not in states:
             states = _states(p, s, i, min(then for sample, then in todo if sample == i))
         try:
@@ -329,7 +330,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--model", default="alice", help="built-in name, local diffusers folder or Hub id")
     add("--map", default="h", choices=MAPS, help="the encoder, h summed, or the posterior mean")
     add("--samples", type=_numbers, default=range(20), help="0:20, or 3,5,8 (default 0:20)")
-    add("--times", type=_numbers, default=[900, 700, 500], help="default 900,700,500")
+    moved = "each moved to the nearest of the sampling grid (default 900,700,500)"
+    add("--times", type=_numbers, default=[900, 700, 500], help=moved)
     add("--k", type=int, default=10, help="directions (default %(default)s)")
     add("--tol", type=float, default=1e-3, help="residual, as a share of s_1")
     add("--seed", type=int, default=0, help="of the samples and of svd")
@@ -344,5 +346,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _numbers(text: str) -> list[int]:
     """0:20 is 0 ... 19; 3,5,8 those three; both may be mixed."""
-    ends = [[int(word) for word in part.split(":")] for part in text.split(",")]
+    try:
+        ends = [[int(word) for word in part.split(":")] for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected 0:20 or 3,5,8, got {text!r}") from None
     return [i for span in ends for i in (range(*span) if len(span) > 1 else span)]

@@ -326,7 +326,7 @@ def _configs(folder: Path) -> tuple[str, dict[str, Any], dict[str, Any], tuple[s
             raise ValueError(f"{folder / part} is a {found}: mathkit reads {wanted}")
     if not (folder / "tokenizer").is_dir():
         raise FileNotFoundError(f"{folder} holds no tokenizer/, which a text model needs")
-    _transformers()
+    _transformers()  # if it is missing, say so before weights are fetched
     return root, unet, scheduler, tuple(PARTS)
 
 

@@ -9,7 +9,7 @@ from test_models import SHAPE, Network, as_predicted, gaussian
 from torch import Tensor
 
 import mathkit as mk
-from mathkit.diffusion import ddim_step
+from mathkit.diffusion import ddim_step, start
 from mathkit.models import GaussianModel, UNetModel, linear_schedule
 
 STEPS = 20
@@ -284,6 +284,18 @@ def test_inference_mode_samples_the_same(unet: UNetModel) -> None:
     with torch.inference_mode():
         inside = mk.sample(unet, 1, steps=2).clone()
     assert torch.equal(inside, mk.sample(unet, 1, steps=2))
+
+
+def test_a_sample_is_its_start_denoised(unet: UNetModel) -> None:
+    both = start(unet, 3, [5, 2])
+    assert torch.equal(start(unet, 3, [2])[0], both[1]) and not torch.equal(both[0], both[1])
+    assert torch.equal(start(unet, [4, 3], [2, 2])[1], both[1])
+    drawn = mk.sample(unet, seed=3, index=[5, 2], steps=3)
+    assert torch.equal(drawn, mk.denoise(unet, both, 999, steps=3))
+    many = start(unet, 0, range(40)).flatten()
+    assert abs(float(many.mean())) < 0.03 and abs(float(many.std()) - 1) < 0.03
+    with pytest.raises(ValueError, match="seed and index are integers >= 0"):
+        start(unet, 0, [-1])
 
 
 X = torch.zeros(2, *SHAPE)

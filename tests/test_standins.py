@@ -29,6 +29,8 @@ from mathkit.latents import TextModel
 
 T = 600
 BIN, SAFE = "diffusion_pytorch_model.bin", "diffusion_pytorch_model.safetensors"
+FP16, FP16_BIN = SAFE.replace(".s", ".fp16.s"), BIN.replace(".b", ".fp16.b")
+ROOT = Path(__file__).resolve().parent.parent
 
 
 # The google/ddpm-* repositories ------------------------------------------------------------------
@@ -224,9 +226,6 @@ def test_full_precision_is_fetched_where_only_fp16_is_in_the_cache(hub: Any) -> 
     hub.up = True
     assert "fp16" not in repr(mk.load_model("someone/both", revision=commit))
     assert len(hub.revisions) == 2 and SAFE in hub.files
-
-
-FP16, FP16_BIN = SAFE.replace(".s", ".fp16.s"), BIN.replace(".b", ".fp16.b")
 
 
 @pytest.mark.parametrize(
@@ -600,9 +599,7 @@ def test_a_prompt_that_is_too_long_is_refused(diffusion: Any) -> None:
 def test_without_transformers_a_text_model_says_what_to_install(
     diffusion: Any, hub: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    project = tomllib.loads((Path(mk.__file__).parents[1] / "pyproject.toml").read_text())[
-        "project"
-    ]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     (needed,) = project["optional-dependencies"]["text"]
     shutil.copytree(diffusion[0], hub.remote / "someone/sd")
     monkeypatch.setitem(sys.modules, "transformers", None)
