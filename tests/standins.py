@@ -73,6 +73,11 @@ def old_name(key: str) -> str:
     return ".".join(OLD.get(part, part) for part in key.split(".")).replace("to_out.0", "proj_attn")
 
 
+def edit(path: Path, **changes: Any) -> None:
+    """Change entries of a JSON file."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
 def text_networks(size: int = 8) -> tuple[Any, Any]:
     """A UNet2DConditionModel on latents (4, size, size), an AutoencoderKL to (3, 2 size, 2 size).
 

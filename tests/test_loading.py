@@ -1,17 +1,16 @@
 """Loading: both diffusers layouts, the built-in model, the Hub without a network."""
 
-import json
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from conftest import make_tiny_unet
+from standins import edit, old_name
 
 import mathkit as mk
 from mathkit import loading, weights
@@ -32,23 +31,15 @@ def folder(tmp_path: Path) -> Path:
 
 def legacy(folder: Path, place: Path, suffix: str = ".bin") -> Path:
     """The same model in the old layout: everything at the root, old attention names, a .bin."""
-    old = {"to_q": "query", "to_k": "key", "to_v": "value"}
     place.mkdir()
     state = weights.read(folder / "unet/diffusion_pytorch_model.safetensors")
-    state = {
-        ".".join(old.get(s, s) for s in k.split(".")).replace("to_out.0", "proj_attn"): v
-        for k, v in state.items()
-    }
+    state = {old_name(key): value for key, value in state.items()}
     assert any("proj_attn" in key for key in state)
     if suffix == ".bin":
         torch.save(state, place / "diffusion_pytorch_model.bin")
     shutil.copy(folder / "unet/config.json", place)
     shutil.copy(folder / "scheduler/scheduler_config.json", place)
     return place
-
-
-def edit(path: Path, **changes: Any) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def test_a_saved_pipeline_loads_frozen_in_float32(folder: Path) -> None:
