@@ -248,7 +248,7 @@ def _announce(atlas: Atlas, todo: list[Item], size: int) -> None:
             damaged.append(str(error))
     if damaged:
         raise ValueError("\n".join(damaged))
-    rest = f"; {len(todo)} to do, {len(todo) * size / 1e6:.2g} MB" if todo else ""
+    rest = f"; {len(todo)} to do, {len(todo) * size / 1e6:,.2f} MB" if todo else ""
     state = f"{len(finished)} of {len(atlas.items)} bases finished{rest}"
     print(f"{atlas.folder}, {atlas._extent()}: {state}", flush=True)
 

@@ -477,7 +477,7 @@ def test_the_command_makes_the_same_files(
     assert command([*words, *FLAGS]) == 0
     assert content_of(tmp_path / "new") == content_of(whole)
     said = capfd.readouterr()
-    assert "0 of 4 bases finished; 4 to do, 0.038 MB" in said.out and "4/4" in said.err
+    assert "0 of 4 bases finished; 4 to do, 0.04 MB" in said.out and "4/4" in said.err
     assert command([*words, *FLAGS, "--steps", "6"]) == 1
     assert "atlas: " in (said := capfd.readouterr()).err and "steps 5, now 6" in said.err
 
