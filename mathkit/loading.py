@@ -25,7 +25,7 @@ from .models import UNetModel, network_shape
 STEM = "diffusion_pytorch_model"
 KINDS = ("UNet2DModel", "UNet2DConditionModel")
 PARTS = {"vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}  # of a text model
-READ = (".", "unet", "scheduler", "tokenizer", *PARTS)
+READ = ("", "unet", "scheduler", "tokenizer", *PARTS)
 # Hub repositories whose files we know: without a revision this commit is taken.
 PUBLISHED = {
     ("google/ddpm-celebahq-256", "cd5c944777ea2668051904ead6cc120739b86c4d"): (
@@ -104,9 +104,14 @@ def _text_encoder(
     """A text to CLIP's last hidden states, (1, tokens, width), padded as in training."""
     clip = _transformers()
     config = clip.CLIPTextConfig.from_dict(_json(folder / "text_encoder/config.json"))
+    bars = clip.utils.logging
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()  # it would stay in a notebook's outputs
     encoder, report = clip.CLIPTextModel.from_pretrained(
         None, config=config, state_dict=weights.read(file), output_loading_info=True
     )
+    if shown:
+        bars.enable_progress_bar()
     if report["missing_keys"] or report["mismatched_keys"]:
         raise ValueError(f"{file} does not fit its config.json: {report}")
     encoder = encoder.to(device, dtype).eval().requires_grad_(False)
@@ -250,17 +255,13 @@ def _fetched(name: str, revision: str | None, half: bool) -> Path:
         # Asked first: this call alone does not retry for half a minute without a network.
         info = HfApi().model_info(name, revision=revision, timeout=PATIENCE)
         names = [file.rfilename for file in info.siblings or []]
-        texts = [n for n in names if n.endswith((".json", ".txt")) and _place(n) in READ]
+        texts = [n for n in names if n.endswith((".json", ".txt")) and n.rpartition("/")[0] in READ]
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=texts))
     root, *_ = _configs(folder)
     files = [_choice(names.__contains__, part, half) for part in (root, *PARTS)]
     with _asking(name):
         snapshot_download(name, revision=folder.name, allow_patterns=[f for f in files if f])
     return folder
-
-
-def _place(name: str) -> str:
-    return PurePosixPath(name).parent.as_posix()
 
 
 def _choice(there: Callable[[str], bool], part: str, half: bool) -> str | None:

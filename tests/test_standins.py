@@ -25,6 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import mathkit as mk
 from mathkit import loading, weights
+from mathkit.__main__ import main as command
 from mathkit.latents import TextModel
 
 T = 600
@@ -471,7 +472,9 @@ def test_pictures_are_those_of_diffusers_pipeline(
     torch.testing.assert_close((p.decode(x0) / 2 + 0.5).clamp(0, 1), images, rtol=1e-4, atol=1e-4)
 
 
-def test_a_repository_without_a_prompt_is_given_the_empty_one(diffusion: Any) -> None:
+def test_a_repository_without_a_prompt_is_given_the_empty_one(
+    diffusion: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
     place, pipeline = diffusion
     p = mk.load_model(place)
     text, _ = pipeline.encode_prompt("", torch.device("cpu"), 1, False)
@@ -481,8 +484,10 @@ def test_a_repository_without_a_prompt_is_given_the_empty_one(diffusion: Any) ->
     assert p.prediction == pipeline.scheduler.config.prediction_type
     assert p.revision == f"sha256:{weights.sha256(place / 'unet' / SAFE)}"
     state = torch.get_rng_state()
+    capfd.readouterr()
     mk.load_model(place)
     assert torch.equal(torch.get_rng_state(), state), "loading draws nothing"
+    assert capfd.readouterr() == ("", ""), "nor does it say anything"
 
 
 def test_published_files_of_2022_are_the_same_model(folder: Path) -> None:
@@ -594,7 +599,10 @@ def test_a_prompt_that_is_too_long_is_refused(diffusion: Any) -> None:
 
 @pytest.mark.parametrize("diffusion", ["epsilon"], indirect=True)
 def test_without_transformers_a_text_model_says_what_to_install(
-    diffusion: Any, hub: Any, monkeypatch: pytest.MonkeyPatch
+    diffusion: Any,
+    hub: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     (needed,) = project["optional-dependencies"]["text"]
@@ -604,6 +612,10 @@ def test_without_transformers_a_text_model_says_what_to_install(
         with pytest.raises(ImportError, match=f'pip install "{needed}"'):
             mk.load_model(name)
     assert not any("safetensors" in file for file in hub.files), "said before weights are fetched"
+    assert command(["atlas", "--out", "unused", "--model", "someone/sd"]) == 1
+    assert f'atlas: text models need the package transformers: pip install "{needed}"' in (
+        capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("diffusion", ["epsilon"], indirect=True)
