@@ -15,7 +15,6 @@ import hashlib
 import json
 import math
 import operator
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import weights
 from .diffusion import denoise, posterior_mean, start, timesteps
 from .hspace import encoder
 from .loading import load_model
@@ -32,7 +32,7 @@ from .models import Model
 from .spectral import SVD, svd
 
 Item = tuple[int, int]
-MANIFEST, PART, SEAL = "atlas.json", ".atlas-part", 32
+MANIFEST, SEAL = "atlas.json", 32
 MAPS: dict[str, Callable[[Model, int], Callable[[Tensor], Tensor]]] = {
     "h": encoder,
     "pooled": lambda p, t: encoder(p, t, pool="sum"),
@@ -85,7 +85,7 @@ class Atlas:
     def put(self, item: Item, r: SVD) -> None:
         """Store the basis of (sample, t), whole or not at all. Raises OSError on a full disk."""
         content = _packed(r, DTYPES[self.settings["dtype"]])[:-SEAL]
-        _write(self.path(item), content + self._seal(item, content))
+        weights.store(self.path(item), content + self._seal(item, content))
 
     def _seal(self, item: Item, content: bytes) -> bytes:
         """SHA-256 of the settings, the item and all of its file that comes before the seal."""
@@ -215,10 +215,11 @@ def _begun(folder: Path, settings: dict[str, Any], state: Any) -> Atlas:
     """The atlas of these settings; the first process writes them down where there are none."""
     if state.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
-        for part in folder.glob(f"*{PART}"):
-            part.unlink(missing_ok=True)
+        for ours in (MANIFEST, "sample*_t*.safetensors"):
+            for part in folder.glob(f"{ours}.*.part"):
+                part.unlink(missing_ok=True)
         if not (folder / MANIFEST).exists():
-            _write(folder / MANIFEST, (json.dumps(settings, indent=1) + "\n").encode())
+            weights.store(folder / MANIFEST, (json.dumps(settings, indent=1) + "\n").encode())
     state.wait_for_everyone()
     atlas = load_atlas(folder)
     keys = sorted(settings.keys() | atlas.settings.keys())
@@ -300,23 +301,6 @@ def _unpacked(content: bytes) -> SVD:
     gap, bound = (None if math.isnan(value) else value for value in file["bounds"].tolist())
     passes = Passes(*file["passes"].tolist())
     return SVD(file["U"], file["S"], file["V"], file["residuals"], passes, gap, bound)
-
-
-def _write(path: Path, content: bytes) -> None:
-    """The file, whole or not at all, whenever the process or the machine stops."""
-    # Of this process alone: one that outlives its torchrun may still write the same item.
-    part = path.with_name(f"{path.name}.{os.getpid()}{PART}")
-    try:
-        with open(part, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        raise OSError(
-            f"{path} could not be written: {error.strerror}. What is finished is kept: mend that "
-            "(a full disk: free some space) and run the same command again"
-        ) from error
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -9,6 +9,7 @@ import os
 import pickle
 import platform
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +180,7 @@ def ship(
     files = sorted([*(e for e in old if e not in replaced), *new], key=lambda e: e["path"])
     _check_sizes(files)
     for dst, src in copies.items():
-        _put(folder / dst, src.read_bytes())
+        store(folder / dst, src.read_bytes())
     for gone in {e["path"] for e in replaced} - set(copies):
         (folder / gone).unlink(missing_ok=True)
     write_manifest(folder, files)
@@ -189,8 +190,8 @@ def write_manifest(folder: str | Path, files: list[Entry]) -> None:
     """Write manifest.json and the README.md made from it."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     text = json.dumps({"files": files}, indent=1, allow_nan=False) + "\n"
-    _put(Path(folder) / MANIFEST, text.encode())
-    _put(Path(folder) / README, readme(files).encode())
+    store(Path(folder) / MANIFEST, text.encode())
+    store(Path(folder) / README, readme(files).encode())
 
 
 def _files(name: str, place: Path) -> list[tuple[str, Path]]:
@@ -228,11 +229,28 @@ def _check_sizes(files: list[Entry]) -> None:
         )
 
 
-def _put(path: Path, content: bytes) -> None:
+def store(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all, whenever the process or the machine stops.
+
+    Raises OSError that says what to do. A kill leaves PATH.PID.part at most.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(content)
-    os.replace(part, path)
+    # Of this process alone: one that outlived its parent may still write the same file.
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with open(part, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise OSError(
+            error.errno,
+            f"{path} could not be written: {error.strerror}. What is finished is kept: mend that "
+            "(a full disk: free some space) and run the same command again",
+        ) from error
 
 
 def readme(files: list[Entry]) -> str:

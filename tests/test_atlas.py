@@ -213,7 +213,8 @@ def kill_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], list[in
         monkeypatch.setattr(atlas, name, around(getattr(atlas, name)))
     for name in ("fsync", "replace"):
         monkeypatch.setattr(os, name, around(getattr(os, name)))
-    monkeypatch.setattr(atlas, "open", Pen, raising=False)
+    opened = {"wb": Pen, "rb": open}
+    monkeypatch.setattr(weights, "open", lambda path, mode: opened[mode](path, mode), raising=False)
     yield arm
     arm(-1)
 
@@ -235,7 +236,7 @@ def test_killed_at_ten_points_it_ends_with_the_same_bytes(
                 break
             except Killed:
                 kills += 1
-                done = {n: c for n, c in content_of(place).items() if not n.endswith(".atlas-part")}
+                done = {n: c for n, c in content_of(place).items() if not n.endswith(".part")}
                 assert done.items() <= content_of(whole).items(), "a finished file is whole"
                 at = max(at, 12)  # an item has ten such moments: so each run gets on
         assert kills and content_of(place) == content_of(whole)
@@ -258,7 +259,7 @@ def test_what_is_finished_is_not_done_again(
 
 def test_only_leftovers_of_its_own_are_cleared(tiny: Path, copy: Path) -> None:
     kept = ["film.part", "sample.safetensors", "other.safetensors.7.part"]
-    left = ["atlas.json.7.atlas-part", "sample000000_t0500.safetensors.7.atlas-part"]
+    left = ["atlas.json.7.part", "sample000000_t0500.safetensors.7.part"]
     for name in kept + left:
         (copy / name).touch()
     atlas.build(tiny, copy, **SMALL)
@@ -426,7 +427,7 @@ def test_a_disk_that_fails_keeps_what_is_finished(
     says = f"could not be written: {os.strerror(code)}. What is finished is kept: .*same command"
     with pytest.raises(OSError, match=says):
         atlas.build(tiny, tmp_path, **SMALL)
-    finished = [p.read_bytes() for p in tmp_path.iterdir() if p.suffix != ".atlas-part"]
+    finished = [p.read_bytes() for p in tmp_path.iterdir() if p.suffix != ".part"]
     assert len(finished) == 3 and set(finished) <= set(content_of(whole).values())
     atlas.build(tiny, tmp_path, **SMALL)
     assert content_of(tmp_path) == content_of(whole)
