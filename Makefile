@@ -28,12 +28,15 @@ NO_VENV := "Python $$v has no venv module. The cure: sudo apt install python$$v-
 NO_PYTHON := "No Python 3.11, 3.12 or 3.13 found. The cure: install one, from python.org or your system's packages."
 CURE := v=$$($(SOME)); [ -n "$$v" ] && echo $(NO_VENV) || echo $(NO_PYTHON); exit 1
 
+# What `make gpu` reports on.
+MODEL := alice
+
 ONCE := "Installing the tested packages, once: README.md says how much; TORCH=cpu makes it less on Linux."
 
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m pytest
 UNITS := not (notebook or browser or slow or gpu)
 
-.PHONY: run book lab check test test-full bench results refresh patient ship cover lock clean
+.PHONY: run book lab check test test-full bench results refresh gpu patient ship cover lock clean
 
 run: $(BOOK)
 	@$(PY) -m book.build run $(if $(CUT),--cut $(CUT))
@@ -63,6 +66,9 @@ results: $(BOOK)
 
 refresh: $(BOOK)
 	@$(PY) -m book.build refresh $(NAME)
+
+gpu: $(BOOK)
+	@$(PY) -m mathkit report --out runs/report/$(subst /,-,$(MODEL)) --model $(MODEL) $(if $(IMAGE),--image "$(IMAGE)") $(if $(PROMPT),--prompt "$(PROMPT)") $(MORE)
 
 patient: $(BOOK)
 	@$(PY) -m mathkit patient $(if $(FROM),--from $(FROM)) $(NAME)

@@ -11,6 +11,7 @@ COMMANDS = {
     "patient": "train ALICE, her factor reader and her understudy, resuming from runs/",
     "ship": "copy trained weights from runs/ to data/ and renew the manifest",
     "atlas": "local bases for many samples and times, alone or under torchrun, resuming",
+    "report": "the papers' experiments on one model, your own picture included, as a page",
     "results": "measure the stored tables (all, or the NAMEs given), resuming where it stopped",
 }
 
@@ -30,8 +31,8 @@ def run(command: str, rest: Sequence[str]) -> None:
         return call("training", "ship")
     if command == "patient":
         return call("training", "main", list(rest))
-    if command == "atlas":
-        return call("atlas", "main", list(rest))
+    if command in ("atlas", "report"):
+        return call(command, "main", list(rest))
     return call("jobs", "run", list(rest))
 
 

@@ -28,7 +28,7 @@ from .diffusion import denoise, posterior_mean, start, timesteps
 from .hspace import encoder
 from .loading import load_model
 from .maps import Passes, jacobian
-from .models import Model
+from .models import Model, UNetModel
 from .spectral import SVD, svd
 
 Item = tuple[int, int]
@@ -116,7 +116,7 @@ def load_atlas(folder: str | Path) -> Atlas:
 
 
 def build(
-    model: str | Path,
+    model: str | Path | UNetModel,
     out: str | Path,
     map: str = "h",
     samples: Sequence[int] = range(20),
@@ -134,6 +134,7 @@ def build(
 ) -> None:
     """Make the atlas in folder `out`, or finish it: mk.svd of the map's Jacobian at each x_t.
 
+    model: what `mk.load_model` takes with `revision` and `device`, or a model already loaded.
     x_t: the state of `mk.sample(p, index=[i], seed=seed, steps=steps)` at the time of its grid
     nearest to each of `times`. map: "h" (the encoder), "pooled" (summed over the places) or "mean"
     (posterior mean). dtype: of the stored U and V. Called by several processes (torchrun), each
@@ -145,12 +146,13 @@ def build(
     Cost: at most `steps` network calls a sample, one `svd` an item; k (n + m) stored numbers each.
     """
     state, place = _processes(device)
-    network = load_model(model, place, revision=revision)
-    p: Model = network if prompt is None else network.prompted(prompt)
+    p = model if isinstance(model, UNetModel) else load_model(model, place, revision=revision)
+    p = p if prompt is None else p.prompted(prompt)
     settings = {
-        "model": network.source, "revision": p.revision, "prediction": network.prediction,
-        "prompt": prompt, "map": map, "k": k, "tol": tol, "seed": seed,
-        "samples": [operator.index(i) for i in samples], "times": _nearest(p, times, steps),
+        "model": p.source, "revision": p.revision, "prediction": p.prediction,
+        "prompt": p.prompt, "precision": str(p.dtype).removeprefix("torch."), "map": map, "k": k,
+        "tol": tol, "seed": seed,
+        "samples": [operator.index(i) for i in samples], "times": nearest(p, times, steps),
         "steps": steps, "threads": threads, "chunk": 1, "dtype": dtype, "device": p.device.type,
         "torch": torch.__version__,
     }  # fmt: skip
@@ -186,7 +188,7 @@ def _limited(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _nearest(p: Model, times: Sequence[int], steps: int) -> list[int]:
+def nearest(p: Model, times: Sequence[int], steps: int) -> list[int]:
     """The times of the sampling grid nearest to these, each once."""
     grid = timesteps(p, len(p.alphas_cumprod) - 1, steps)
     return list(dict.fromkeys(min(grid, key=lambda g: abs(g - p.time(t))) for t in times))
@@ -257,28 +259,29 @@ def _announce(atlas: Atlas, todo: list[Item], size: int) -> None:
 def _work(p: Model, atlas: Atlas, todo: Sequence[Item], show: bool) -> None:
     from tqdm.auto import tqdm
 
-    s, states = atlas.settings, {}
+    s, found = atlas.settings, {}
     for i, t in tqdm(todo, unit="basis", disable=not (show and todo)):
-        if (i, t) not in states:
-            states = _states(p, s, i, min(then for sample, then in todo if sample == i))
+        if i not in found:
+            last = min(then for sample, then in todo if sample == i)
+            found = {i: states(p, s["seed"], i, s["steps"], last)}
         try:
-            A = jacobian(MAPS[s["map"]](p, t), states[i, t], s["chunk"])
+            A = jacobian(MAPS[s["map"]](p, t), found[i][t], s["chunk"])
             basis = svd(A, s["k"], s["tol"], s["seed"])
         except ValueError as error:
             raise ValueError(f"sample {i} at t = {t}: {error}") from error
         atlas.put((i, t), basis)
 
 
-def _states(p: Model, s: dict[str, Any], i: int, last: int) -> dict[Item, Tensor]:
-    """x_t (1, *shape) of sample i, by (i, t), at the times of its grid from T - 1 to `last`.
+def states(p: Model, seed: int, i: int, steps: int, last: int) -> dict[int, Tensor]:
+    """t -> x_t (1, *shape) of sample i, at the times of its grid from T - 1 to `last`.
 
-    Each sample alone, as a batch gives other last bits.
+    Each sample alone, as a batch gives other last bits. Cost: a network call each time.
     """
-    grid = [t for t in timesteps(p, len(p.alphas_cumprod) - 1, s["steps"]) if t >= last]
-    x = start(p, s["seed"], [i])
-    states = {(i, grid[0]): x}
-    denoise(p, x, grid[0], times=grid, callback=lambda _, t, y: states.update({(i, t): y}))
-    return states
+    grid = [t for t in timesteps(p, len(p.alphas_cumprod) - 1, steps) if t >= last]
+    x = start(p, seed, [i])
+    found = {grid[0]: x}
+    denoise(p, x, grid[0], times=grid, callback=lambda _, t, y: found.update({t: y}))
+    return found
 
 
 def _packed(r: SVD, dtype: torch.dtype) -> bytes:

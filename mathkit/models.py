@@ -63,7 +63,7 @@ class Model:
         """x_0 to images: the identity for pixel models."""
         return x
 
-    def prompted(self, prompt: str, guidance: float = 1.0, negative: str = "") -> Model:
+    def prompted(self, prompt: str, guidance: float = 1.0, negative: str = "") -> UNetModel:
         """The same model with a text bound to it: ValueError, these models take no text."""
         raise ValueError(f"an unconditional model takes no prompt, got {prompt!r}: use it as it is")
 
@@ -147,7 +147,10 @@ class UNetModel(Model):
 
     prediction: "epsilon", "v_prediction" (sqrt(abar) e - sqrt(1 - abar) x_0) or "sample" (x_0).
     The network is kept, not copied; it can be differentiated in forward and reverse mode.
+    prompt: the text bound to it; None where it takes none.
     """
+
+    prompt: str | None = None
 
     def __init__(
         self,

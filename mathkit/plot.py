@@ -124,6 +124,7 @@ def spectrum(
     ax.errorbar(i[shown], s[shown], error, marker=marker, lw=1.2, capsize=3, label=label or None)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if not log:
+        ax.autoscale(axis="y")  # another curve on the same axes may be higher
         ax.set_ylim(bottom=0)
     if k is not None:
         _mark(ax, k + 0.5, f"k = {k}", style.ACCENT)

@@ -43,7 +43,9 @@ ROWS = [
     "training atlas",
     "checks style",
     "plot",
-    "scenes widgets",
+    "scenes widgets study",
+    "experiments",
+    "report",
 ]
 OURS = {name: row for row, names in enumerate(ROWS) for name in names.split()}
 DOORS = {"__init__", "__main__"}
@@ -169,6 +171,7 @@ def test_each_command_leads_somewhere(command):
         "patient": ("training", "main"),
         "ship": ("training", "ship"),
         "atlas": ("atlas", "main"),
+        "report": ("report", "main"),
         "results": ("jobs", "run"),
     }[command]
     tree = ast.parse((ROOT / "mathkit" / f"{module}.py").read_text())

@@ -1,0 +1,294 @@
+"""The experiments on any model, and the page made of them."""
+
+import dataclasses
+import html
+import math
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pytest
+import standins
+import torch
+from conftest import make_tiny_unet
+from PIL import Image
+from torch import Tensor
+
+import mathkit as mk
+from mathkit import atlas, experiments, report, study
+from mathkit.__main__ import main as command
+from mathkit.study import Settings, Study
+
+SMALL: dict[str, Any] = {"samples": 3, "times": (999, 500), "k": 3, "steps": 5, "strength": 0.2}
+
+
+@pytest.fixture(autouse=True)
+def closed() -> Iterator[None]:
+    yield
+    plt.close("all")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A diffusers folder: images (3, 16, 16), h (8, 2, 2)."""
+    from diffusers import DDPMPipeline, DDPMScheduler
+
+    place = tmp_path_factory.mktemp("model") / "tiny"
+    DDPMPipeline(make_tiny_unet(), DDPMScheduler()).save_pretrained(place)
+    return place
+
+
+@pytest.fixture(scope="module")
+def small(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Study:
+    return Study(Settings(str(tiny), **SMALL), tmp_path_factory.mktemp("study"))
+
+
+@pytest.fixture(scope="module")
+def made(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished report that no test changes."""
+    folder = tmp_path_factory.mktemp("report")
+    report.make(Settings(str(tiny), **SMALL), folder)
+    return folder
+
+
+def tables(pieces: Any) -> list[experiments.Table]:
+    return [piece for piece in pieces if isinstance(piece, experiments.Table)]
+
+
+# The study ---------------------------------------------------------------------------------------
+
+
+def test_bases_are_the_svd_at_the_states_of_mk_sample(small: Study) -> None:
+    p, seen = small.p, {}
+    mk.sample(p, index=[2], seed=0, steps=5, callback=lambda _, t, x: seen.update({t: x}))
+    torch.testing.assert_close(small.state(2, 500), seen[500])
+    dense = mk.jacobian(mk.encoder(p, 500), seen[500]).dense()
+    S = torch.linalg.svdvals(dense.double())[:3]
+    torch.testing.assert_close(small.bases("h")[2, 500].S.double(), S, rtol=1e-4, atol=0)
+    assert small.basis("h", 500) is small.bases("h")[0, 500]
+
+
+def test_times_are_moved_to_the_grid_and_fall(tiny: Path, tmp_path: Path) -> None:
+    found = Study(Settings(str(tiny), **SMALL | {"times": (480, 990, 520)}), tmp_path)
+    assert found.times == [999, 500] and found.middle == 500
+
+
+def test_a_picture_takes_the_place_of_sample_0(tiny: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (40, 30), (255, 0, 0)).save(tmp_path / "red.png")
+    s = Settings(str(tiny), image=str(tmp_path / "red.png"), **SMALL)
+    found = Study(s, tmp_path / "study")
+    wanted = torch.tensor([1.0, -1.0, -1.0]).view(1, 3, 1, 1).expand(1, 3, 16, 16)
+    assert found.picture is not None and torch.equal(found.picture, wanted)
+    steps = found.steps(500)
+    assert steps == 3
+    inverted = mk.invert(found.p, wanted, 500, steps, refine=1)
+    torch.testing.assert_close(found.subject(500), inverted)
+    _, S, _ = mk.svd(mk.jacobian(mk.posterior_mean(found.p, 500), inverted), 3)
+    torch.testing.assert_close(found.basis("mean", 500).S, S, rtol=1e-3, atol=0)
+    error = tables(experiments.unedited(found))[0].lines
+    back = mk.denoise(found.p, inverted, 500, steps).clamp(-1, 1)
+    assert error[1][1] == pytest.approx(float((back - wanted).abs().mean()), rel=1e-4)
+
+
+def test_a_picture_is_turned_cut_and_scaled(tmp_path: Path, small: Study) -> None:
+    """Black, red and blue thirds; stored lying on their side, with a note to turn them."""
+    image = Image.new("RGB", (48, 16))
+    image.paste((255, 0, 0), (16, 0, 32, 16))
+    image.paste((0, 0, 255), (32, 0, 48, 16))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise to see it
+    image.rotate(90, expand=True).save(tmp_path / "side.png", exif=exif)
+    found = study.read_image(tmp_path / "side.png", small.p)
+    assert found.shape == (1, 3, 16, 16) and found.dtype == torch.float32
+    assert torch.equal(found[0, :, 8, 8], torch.tensor([1.0, -1.0, -1.0]))
+
+
+def test_what_is_no_picture_is_named(tmp_path: Path, small: Study) -> None:
+    (tmp_path / "words.png").write_text("words")
+    with pytest.raises(ValueError, match=r"words\.png is no picture that Pillow can read"):
+        study.read_image(tmp_path / "words.png", small.p)
+    with pytest.raises(FileNotFoundError):
+        study.read_image(tmp_path / "missing.png", small.p)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"samples": 1}, "samples >= 2"),
+        ({"times": ()}, "at least one time"),
+        ({"region": (0.5, 0, 0.2, 1)}, "region is left, top, right, bottom"),
+        ({"strength": 0.0}, r"strength is in \(0, 2\]"),
+        ({"dtype": "int8"}, "dtype is one of float32"),
+    ],
+)
+def test_bad_settings_say_what_is_expected(change: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        Settings(**change)
+
+
+# The experiments ---------------------------------------------------------------------------------
+
+
+def test_every_experiment_shows_something_and_says_what(small: Study) -> None:
+    for part in experiments.PARTS.values():
+        assert part.__doc__ and list(part(small))
+        plt.close("all")
+
+
+def test_shares_and_ranks_agree_with_the_dense_jacobian(small: Study) -> None:
+    (table,) = tables(experiments.directions(small))
+    for label, t, first, share, rank, _ in table.lines:
+        name = next(name for name, words in experiments.NAMES.items() if words == label)
+        S = torch.linalg.svdvals(mk.jacobian(small.map(name, t), small.subject(t)).dense()).double()
+        assert first == pytest.approx(float(S[0]), rel=1e-4)
+        assert share == pytest.approx(float(S[:3].square().sum() / S.square().sum()), rel=0.25)
+        half = int((S.square().cumsum(0) < 0.5 * S.square().sum()).sum()) + 1
+        assert rank == (half if half <= 3 else "> 3") or abs(half - 3) <= 1
+
+
+def test_every_edit_of_x_has_the_length_that_was_asked(small: Study) -> None:
+    (table,) = tables(experiments.edits(small))
+    reached = {(name, asked): got for name, asked, got, _ in table.lines}
+    for way in ("plain", "random", "guided", "shooting", "boosted"):
+        for s in (-0.2, 0.2):
+            assert reached[way, s] == pytest.approx(0.2, rel=1e-3), way
+    assert reached["injected", 0.2] == 0 and reached["normalised", 0.2] > 0
+    changes = {name: change for name, asked, _, change in table.lines if asked > 0}
+    assert all(change > 0 for change in changes.values())
+
+
+def test_the_masked_direction_favours_the_region_more_than_chance(small: Study) -> None:
+    (table,) = tables(experiments.region(small))
+    ratio = {line[0].partition(",")[0]: line[3] for line in table.lines}
+    assert ratio["masked"] > ratio["random"]
+    inside = {line[0].partition(",")[0]: line[1] for line in table.lines}
+    assert inside["masked"] == max(inside.values())
+    (_, _, masked_rest, _), (name, _, rest, _), _ = table.lines
+    assert name == "masked, projected off 3" and rest < masked_rest
+
+
+def test_chance_is_near_right_angles_in_many_dimensions() -> None:
+    k, n = 3, 4000
+    expected = math.sqrt(k) * math.pi / 2
+    assert expected * 0.95 < experiments.chance_distance(n, k) < expected
+    assert experiments.chance_distance(3, 3) == pytest.approx(0, abs=1e-5)
+
+
+def test_a_direction_is_kept_whole_where_spans_are_equal(
+    small: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    same = {item: small.bases("h")[0, item[1]] for item in small.bases("h")}
+    monkeypatch.setitem(small.found, ("bases", "h"), same)
+    (table,) = tables(experiments.shared(small))
+    assert all(line[2] == pytest.approx(1, abs=1e-3) for line in table.lines)
+
+
+def test_the_clock_tells_the_map_from_the_rest(small: Study) -> None:
+    import time
+
+    def slow(rows: Tensor) -> Tensor:
+        time.sleep(0.02)
+        return rows
+
+    A = experiments.Timed(mk.maps.LinearMap(slow, slow, (4,), (4,)), small.p)
+    _, seconds, peak = experiments.measured(small.p, lambda: (A.push(torch.ones(1, 4)), slow(A)))
+    assert 0.02 <= A.seconds < seconds - 0.019 and peak > 0.05
+
+
+def test_texts_are_compared(tmp_path: Path) -> None:
+    standins.stable_diffusion(tmp_path / "model")
+    s = Settings(str(tmp_path / "model"), prompt="a man", other="smiling", **SMALL)
+    found = Study(s, tmp_path / "study")
+    text, table = experiments.prompts(found)
+    assert text == "prompt 'a man', other 'smiling'"
+    one, other = (
+        mk.svd(mk.jacobian(mk.encoder(found.p.prompted(words), 500), found.state(1, 500)), 3).V
+        for words in ("a man", "smiling")
+    )
+    assert isinstance(table, experiments.Table)
+    line = next(line for line in table.lines if line[0] == 500)
+    assert line[1] > 0 and float(mk.grassmann.distance(one, other)) < line[3]
+    assert list(experiments.directions(found))[-1] == (
+        "x_t has 4 channels: the directions are shown as their mean."
+    )
+    images = found.finish(found.subject(500), 500)
+    assert images.shape[1:] == found.p.image_shape
+
+
+def test_a_model_without_text_says_so(small: Study) -> None:
+    assert list(experiments.prompts(small)) == ["This model takes no text."]
+
+
+# The page ----------------------------------------------------------------------------------------
+
+
+def test_the_page_needs_nothing_but_itself(made: Path) -> None:
+    page = (made / report.PAGE).read_text("utf-8")
+    assert re.findall(r'(?:src|href)="(?!data:image/png;base64,)', page) == []
+    assert "http" not in page and page.count("<h2>") == len(experiments.PARTS) + 1
+    for name in experiments.PARTS:
+        assert f"<h2>{name}</h2>" in page
+    assert all(re.findall(r'<img alt="([^"]*)"', page))
+
+
+def test_its_command_repeats_it(made: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = html.unescape((made / report.PAGE).read_text("utf-8"))
+    words = shlex.split(page.partition("<pre>")[2].partition("</pre>")[0])
+    seen: list[Settings] = []
+    monkeypatch.setattr(report, "make", lambda s, out: seen.append(s))
+    report.main(words[4:])
+    assert words[:4] == ["python", "-m", "mathkit", "report"]
+    assert seen == [Settings(str(tiny), **SMALL)]
+
+
+def test_what_is_finished_is_not_done_again(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+
+    def part(name: str) -> Any:
+        def work(s: Study) -> Any:
+            """A part."""
+            if name == "c" and done.count("c") == 0:
+                done.append("c")
+                raise KeyboardInterrupt
+            done.append(name)
+            yield f"<{name}>"
+
+        return work
+
+    monkeypatch.setattr(report, "PARTS", {name: part(name) for name in "abc"})
+    with pytest.raises(KeyboardInterrupt):
+        report.make(Settings(str(tiny), **SMALL), tmp_path)
+    assert done == ["a", "b", "c"] and not (tmp_path / report.PAGE).exists()
+    page = report.make(Settings(str(tiny), **SMALL), tmp_path).read_text("utf-8")
+    assert done == ["a", "b", "c", "c"] and "<p>&lt;a&gt;</p>" in page
+
+
+def test_other_settings_are_refused_by_name(made: Path, tiny: Path) -> None:
+    before = {path.name: path.read_bytes() for path in made.iterdir() if path.is_file()}
+    with pytest.raises(ValueError, match="begun with other settings: k 3, now 2"):
+        report.make(Settings(str(tiny), **SMALL | {"k": 2}), made)
+    assert all((made / name).read_bytes() == content for name, content in before.items())
+
+
+def test_a_model_that_is_not_there_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(["report", "--out", str(tmp_path / "new"), "--model", "nobody"]) == 1
+    assert "report: no model 'nobody'" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_half_precision_meets_the_bound_in_float32(tiny: Path, tmp_path: Path) -> None:
+    """bfloat16 in the network, float32 in the solver: the residual is that of the rounded map."""
+    s = Settings(str(tiny), **SMALL | {"dtype": "bfloat16", "tol": 0.03})
+    found = Study(s, tmp_path)
+    r = found.basis("h", 500)
+    assert r.V.dtype == torch.float32 and float(r.residuals.max()) <= 0.03 * float(r.S[0])
+    exact = Study(dataclasses.replace(s, dtype="float32"), tmp_path / "exact").basis("h", 500)
+    torch.testing.assert_close(r.S, exact.S, rtol=0.1, atol=0)
+    assert atlas.load_atlas(tmp_path / "atlas-h").settings["precision"] == "bfloat16"
