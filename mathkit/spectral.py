@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -364,6 +365,15 @@ def _orthonormal(rows: Tensor) -> Tensor:
 
 def _padded(M: Tensor, rows: int, columns: int) -> Tensor:
     return torch.nn.functional.pad(M, (0, columns, 0, rows))
+
+
+@contextmanager
+def any_of_equals() -> Iterator[None]:
+    """Within it, or in a function decorated with it, `svd` does not warn that s_k and s_(k+1) are
+    close: of directions that are stretched alike any will do, or a noise floor is measured."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*are too close", RuntimeWarning)
+        yield
 
 
 def _warn(message: str) -> None:

@@ -434,3 +434,13 @@ def test_without_a_look_at_later_values_it_would_be(monkeypatch):
     s = crowded()
     r = mk.svd(mk.matrix(torch.diag(s) @ torch.eye(128, 600)), 12, seed=23)
     assert (r.S - s[:12]).abs().max() > 5e-3
+
+
+def test_a_pair_of_equals_is_warned_of_unless_any_will_do():
+    A = mk.matrix(torch.diag(torch.tensor([3.0, 2.0, 2.0, 1.0])))
+    with pytest.warns(RuntimeWarning, match="too close"):
+        mk.svd(A, 2)
+    with spectral.any_of_equals():
+        mk.svd(A, 2)
+    with pytest.warns(RuntimeWarning, match="too close"):
+        mk.svd(A, 2)
