@@ -289,9 +289,10 @@ def shared(study: Study) -> Iterator[Piece]:
 
 
 def prompts(study: Study) -> Iterator[Piece]:
-    """Does the text turn the directions? Distance between the bases under two texts.
+    """Does the text turn the directions? Distance between the bases of h under two texts.
 
-    Beside it, the distance between samples under one text. Text models only."""
+    From the same noise, each text on its own way down. Beside it, the distance between samples
+    under one text. Text models only."""
     s, p = study.settings, study.p
     if p.prompt is None:
         yield "This model takes no text."
@@ -319,7 +320,7 @@ def prompts(study: Study) -> Iterator[Piece]:
     yield Table(["t", "same sample, other text", "same text, other sample", "chance"], lines)
 
 
-def speed(study: Study) -> Iterator[Piece]:
+def cost(study: Study) -> Iterator[Piece]:
     """Passes, seconds and memory of a basis, an inversion, an edit and the way down.
 
     On a CPU the peak of memory is that of the whole process so far."""
@@ -331,8 +332,8 @@ def speed(study: Study) -> Iterator[Piece]:
     A = Timed(jacobian(encoder(p, t), x), p)
     with any_of_equals():
         r, seconds, peak = measured(p, lambda: svd(A, s.k, s.tol, s.seed))
-    cost = f"{r.passes.push} + {r.passes.pull} passes"
-    lines = [[f"local basis of h, k = {s.k}", cost, seconds, A.seconds / seconds, peak]]
+    spent = f"{r.passes.push} + {r.passes.pull} passes"
+    lines = [[f"local basis of h, k = {s.k}", spent, seconds, A.seconds / seconds, peak]]
     works = {
         "inversion": lambda: invert(p, picture, t, steps),
         "edit and the way down": lambda: study.finish(study.moved(t, r.V[0], [s.strength]), t),
@@ -405,5 +406,5 @@ PARTS: dict[str, Callable[[Study], Iterator[Piece]]] = {
     "Distances": distances,
     "Shared directions": shared,
     "Prompts": prompts,
-    "Cost": speed,
+    "Cost": cost,
 }

@@ -82,15 +82,16 @@ class Study:
     """One model, one subject and what has been found out about them.
 
     p: the model. times: of the sampling grid, falling; middle: the one of the edits. folder: where
-    bases are kept. picture: (1, C, H, W), or None.
+    bases are kept, as atlases; without one they are found again each time. picture: (1, C, H, W),
+    or None.
     """
 
-    def __init__(self, settings: Settings, folder: str | Path, p: UNetModel | None = None) -> None:
+    def __init__(self, settings: Settings, folder: str | Path | None = None) -> None:
         s = self.settings = settings
-        self.folder = Path(folder)
+        self.folder = None if folder is None else Path(folder)
         self.found: dict[Any, Any] = {}
         dtype = atlas.DTYPES[s.dtype]
-        self.p = p or load_model(s.model, s.device, dtype, s.revision)
+        self.p = load_model(s.model, s.device, dtype, s.revision)
         if s.prompt is not None:
             self.p = self.p.prompted(s.prompt)
         self.times = sorted(atlas.nearest(self.p, s.times, s.steps), reverse=True)
@@ -99,16 +100,19 @@ class Study:
 
     @_once
     def bases(self, name: str, prompt: str | None = None) -> dict[tuple[int, int], SVD]:
-        """(sample, t) -> the basis of the map `name`, "h" or "mean", from an atlas in the folder.
+        """(sample, t) -> the basis of the map `name`, "h" or "mean", at the sample's own x_t.
 
-        prompt: another text than the study's.
+        prompt: another text than the study's, for the way down from the same noise and for the map.
         """
-        s, p, place = self.settings, self.p, self.folder / f"atlas-{name}"
-        if prompt is not None:
-            p = self.p.prompted(prompt)
-            place = place.with_name(
-                f"{place.name}-{hashlib.sha256(prompt.encode()).hexdigest()[:8]}"
-            )
+        s, p = self.settings, self.p if prompt is None else self.p.prompted(prompt)
+        if self.folder is None:
+            return {
+                (i, t): self._found(p, name, t, _state(p, s, i, t))
+                for i in range(s.samples)
+                for t in self.times
+            }
+        text = "" if prompt is None else hashlib.sha256(prompt.encode()).hexdigest()[:8]
+        place = self.folder / f"atlas-{name}{text}"
         with any_of_equals():
             atlas.build(
                 p, place, name, range(s.samples), self.times, s.k, tol=s.tol, seed=s.seed,
@@ -117,14 +121,17 @@ class Study:
         found = atlas.load_atlas(place)
         return {item: _moved(found[item], p.device) for item in found.items}
 
+    def _found(self, p: UNetModel, name: str, t: int, x: Tensor) -> SVD:
+        s = self.settings
+        with any_of_equals():
+            return svd(jacobian(atlas.MAPS[name](p, t), x), s.k, s.tol, s.seed)
+
     @_once
     def basis(self, name: str, t: int) -> SVD:
         """The subject's, at its own x_t."""
-        s = self.settings
         if self.picture is None:
             return self.bases(name)[0, t]
-        with any_of_equals():
-            return svd(jacobian(self.map(name, t), self.subject(t)), s.k, s.tol, s.seed)
+        return self._found(self.p, name, t, self.subject(t))
 
     def map(self, name: str, t: int) -> Callable[[Tensor], Tensor]:
         return atlas.MAPS[name](self.p, t)
@@ -140,8 +147,7 @@ class Study:
     @_once
     def state(self, i: int, t: int) -> Tensor:
         """x_t (1, *shape) of sample i, as in the atlas."""
-        with torch.no_grad():
-            return atlas.states(self.p, self.settings.seed, i, self.settings.steps, t)[t]
+        return _state(self.p, self.settings, i, t)
 
     def finish(self, x: Tensor, t: int, **edit: Any) -> Tensor:
         """The images (B, C, H, W) that x_t (B, *shape) becomes; on the CPU, in [-1, 1]."""
@@ -167,6 +173,11 @@ class Study:
     def ladder(self) -> list[float]:
         a = self.settings.strength
         return [-a, -a / 2, 0.0, a / 2, a]
+
+
+def _state(p: UNetModel, s: Settings, i: int, t: int) -> Tensor:
+    with torch.no_grad():
+        return atlas.states(p, s.seed, i, s.steps, t)[t]
 
 
 def _moved(r: SVD, device: torch.device) -> SVD:
