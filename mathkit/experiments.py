@@ -149,7 +149,8 @@ def edits(study: Study) -> Iterator[Piece]:
     }
     before, images, labels, lines = study.finish(x, t), [], [], []
     for name, way in ways.items():
-        for s in (-a, a):
+        size = 5 * a if name == "injected" else a
+        for s in (-size, size):
             with torch.no_grad(), any_of_equals():
                 moved, options = way(s)
             y = study.finish(moved, t, **options)
@@ -194,8 +195,8 @@ def region(study: Study) -> Iterator[Piece]:
         parts = [float((mask(part) @ J).push(v).norm()) for part in (w, 1 - w)]
         lines.append([name, *parts, parts[0] / parts[1]])
         images.append(study.finish(study.moved(t, v[0], study.ladder), t))
-        labels += [f"{name.partition(',')[0]} {a:+.2f}" for a in study.ladder]
-    labels[5:10] = [f"projected {a:+.2f}" for a in study.ladder]
+        short = name.rpartition(", ")[2].partition(" off")[0]
+        labels += [f"{short}\n{a:+.2f}" for a in study.ladder]
     yield plot.row(torch.cat(images), labels, columns=5, title=f"In the region, t = {t}")
     yield Table(["direction", "|J v| in the region", "in the rest", "ratio"], lines)
 

@@ -88,7 +88,7 @@ def _page(study: Study, parts: Sequence[dict[str, Any]]) -> str:
     flags = [f"--{k} {shlex.quote(_flag(v))}" for k, v in s.items() if v is not None]
     command = f"python -m mathkit report --out FOLDER {' '.join(flags)}"
     names = ("python", "system", "torch", "mathkit", "diffusers", "device", "threads")
-    facts = {"model": repr(study.p)} | {k: v for k, v in weights.info().items() if k in names}
+    facts = {"network": repr(study.p)} | {k: v for k, v in weights.info().items() if k in names}
     head = Table(["setting", "value"], [*facts.items(), *s.items()])
     body = "".join(
         f"<section><h2>{part['name']}</h2><p class=about>{html.escape(part['about'])}</p>"
