@@ -176,10 +176,7 @@ def region(study: Study) -> Iterator[Piece]:
     masked: the first direction of the posterior mean's part in the region. projected: less what
     the rest feels most."""
     p, t, s = study.p, study.middle, study.settings
-    x, w = study.subject(t), torch.zeros(p.shape, device=study.p.device)
-    left, top, right, bottom = s.region
-    high, wide = p.shape[1:]
-    w[:, round(top * high) : round(bottom * high), round(left * wide) : round(right * wide)] = 1
+    x, w = study.subject(t), study.region
     J = jacobian(posterior_mean(p, t), x)
     with any_of_equals():
         v = svd(mask(w) @ J, 1, s.tol, s.seed).V
@@ -205,6 +202,10 @@ def frequencies(study: Study) -> Iterator[Piece]:
     """Coarse or fine? The frequency below which half of a direction's power lies, over t.
 
     White noise, beside it, is what a direction without a pattern has."""
+    high, wide = study.p.shape[1:]
+    if high != wide:
+        yield f"x_t is {wide} x {high}: frequencies are counted on squares only."
+        return
     curves = {}
     for name, label in NAMES.items():
         found = [_middle(study.basis(name, t).V) for t in study.times]

@@ -15,7 +15,7 @@ import html
 import json
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,30 +31,47 @@ SETTINGS, PAGE, LIMIT = "report.json", "index.html", 1_500_000
 def make(settings: Settings, out: str | Path) -> Path:
     """Write the report into the folder `out`, or finish it, and give the page's path.
 
-    Raises ValueError for settings other than those the folder was begun with. Cost: for each part
-    as its functions say; at most 12 (k + 1) images a time, and an `svd` of each map a sample and
-    time.
+    Raises ValueError for settings other than those the folder was begun with, and, once all that
+    can be made is on the page, for parts that failed (the same command tries them again). Cost: at
+    each time about 10 (k + 1) images and, for each map and sample, one `svd`.
     """
     from tqdm.auto import tqdm
 
     folder = Path(out)
     study = Study(settings, folder)
     _begin(folder, dataclasses.asdict(settings) | {"weights": study.p.revision})
-    bar = tqdm(PARTS.items(), unit="part")
+    bar, parts = tqdm(PARTS.items(), unit="part"), []
     for number, (name, part) in enumerate(bar):
         bar.set_description(name)
         place = folder / f"part{number:02d}.json"
-        if place.exists():
-            continue
-        began = time.perf_counter()
-        pieces = [_shown(piece) for piece in part(study)]
-        kept = {"name": name, "about": " ".join((part.__doc__ or "").split()), "pieces": pieces}
-        kept["seconds"] = round(time.perf_counter() - began, 1)
-        weights.store(place, json.dumps(kept).encode())
-        plt.close("all")
-    parts = [json.loads((folder / f"part{i:02d}.json").read_text()) for i in range(len(PARTS))]
-    weights.store(folder / PAGE, _page(study, parts).encode())
-    return folder / PAGE
+        if not place.exists():
+            made = _made(name, part, study)
+            if "failed" not in made:
+                weights.store(place, json.dumps(made).encode())
+            parts.append(made)
+        else:
+            parts.append(json.loads(place.read_text("utf-8")))
+    page = folder / PAGE
+    weights.store(page, _page(study, parts).encode())
+    failed = [f"{part['name']}: {part['failed']}" for part in parts if "failed" in part]
+    if failed:
+        raise ValueError(f"{page} lacks {len(failed)} of {len(parts)} parts. {'; '.join(failed)}")
+    return page
+
+
+def _made(name: str, part: Callable[[Study], Iterator[Piece]], study: Study) -> dict[str, Any]:
+    """One part with its pieces as HTML; if it fails, those before, and why."""
+    began, pieces, failed = time.perf_counter(), [], {}
+    try:
+        for piece in part(study):
+            pieces.append(_shown(piece))
+    except (ValueError, RuntimeError) as error:
+        failed["failed"] = weights.first_line(error)
+        pieces.append(_shown(f"Failed: {failed['failed']}"))
+    plt.close("all")
+    about = " ".join((part.__doc__ or "").split())
+    seconds = round(time.perf_counter() - began, 1)
+    return {"name": name, "about": about, "pieces": pieces, "seconds": seconds} | failed
 
 
 def _begin(folder: Path, settings: dict[str, Any]) -> None:

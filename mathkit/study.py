@@ -83,7 +83,7 @@ class Study:
 
     p: the model. times: of the sampling grid, falling; middle: the one of the edits. folder: where
     bases are kept, as atlases; without one they are found again each time. picture: (1, C, H, W),
-    or None.
+    or None. region: 1 inside, 0 outside, of the shape of x_t.
     """
 
     def __init__(self, settings: Settings, folder: str | Path | None = None) -> None:
@@ -97,6 +97,7 @@ class Study:
         self.times = sorted(atlas.nearest(self.p, s.times, s.steps), reverse=True)
         self.middle = self.times[len(self.times) // 2]
         self.picture = None if s.image is None else read_image(s.image, self.p)
+        self.region = _region(s.region, self.p)
 
     @_once
     def bases(self, name: str, prompt: str | None = None) -> dict[tuple[int, int], SVD]:
@@ -173,6 +174,21 @@ class Study:
     def ladder(self) -> list[float]:
         a = self.settings.strength
         return [-a, -a / 2, 0.0, a / 2, a]
+
+
+def _region(box: Sequence[float], p: UNetModel) -> Tensor:
+    w = torch.zeros(p.shape, device=p.device)
+    (left, right), (top, bottom) = (
+        [round(share * side) for share in ends]
+        for ends, side in ((box[::2], p.shape[2]), (box[1::2], p.shape[1]))
+    )
+    w[:, top:bottom, left:right] = 1
+    if not 0 < float(w.mean()) < 1:
+        raise ValueError(
+            f"region {tuple(box)} is to hold some of the {p.shape[2]} x {p.shape[1]} places of "
+            "x_t, and not all"
+        )
+    return w
 
 
 def _state(p: UNetModel, s: Settings, i: int, t: int) -> Tensor:

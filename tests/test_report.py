@@ -128,11 +128,18 @@ def test_what_is_no_picture_is_named(tmp_path: Path, small: Study) -> None:
         ({"region": (0.5, 0, 0.2, 1)}, "region is left, top, right, bottom"),
         ({"strength": 0.0}, r"strength is in \(0, 2\]"),
         ({"dtype": "int8"}, "dtype is one of float32"),
+        ({"region": (0.5, 0, 0.51, 1)}, "hold some of the 16 x 16 places"),
+        ({"region": (0, 0, 1, 1)}, "and not all"),
     ],
 )
-def test_bad_settings_say_what_is_expected(change: dict[str, Any], says: str) -> None:
+def test_bad_settings_say_what_is_expected(tiny: Path, change: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        Settings(**change)
+        Study(Settings(str(tiny), **change))
+
+
+def test_the_region_is_a_box_of_x(small: Study) -> None:
+    assert float(small.region.sum()) == 3 * 8 * 8
+    assert torch.equal(small.region[0, 4:12, 4:12], torch.ones(8, 8))
 
 
 # The experiments ---------------------------------------------------------------------------------
@@ -141,6 +148,16 @@ def test_bad_settings_say_what_is_expected(change: dict[str, Any], says: str) ->
 def test_every_experiment_shows_something_and_says_what(small: Study) -> None:
     for part in experiments.PARTS.values():
         assert part.__doc__ and list(part(small))
+        plt.close("all")
+
+
+def test_a_text_model_has_all_of_them_too(tmp_path: Path) -> None:
+    standins.stable_diffusion(tmp_path / "model", "v_prediction")
+    Image.new("RGB", (30, 30), (200, 100, 0)).save(tmp_path / "plain.png")
+    few: dict[str, Any] = SMALL | {"times": (500,), "k": 1, "samples": 2, "steps": 3}
+    found = Study(Settings(str(tmp_path / "model"), image=str(tmp_path / "plain.png"), **few))
+    for part in experiments.PARTS.values():
+        assert list(part(found))
         plt.close("all")
 
 
@@ -276,6 +293,27 @@ def test_what_is_finished_is_not_done_again(
     assert done == ["a", "b", "c"] and not (tmp_path / report.PAGE).exists()
     page = report.make(Settings(str(tiny), **SMALL), tmp_path).read_text("utf-8")
     assert done == ["a", "b", "c", "c"] and "<p>&lt;a&gt;</p>" in page
+
+
+def test_a_part_that_fails_is_named_and_the_others_are_kept(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = [True]
+
+    def fails(s: Study) -> Any:
+        yield "first"
+        if broken[0]:
+            raise torch.OutOfMemoryError("no room")
+        yield "second"
+
+    monkeypatch.setattr(report, "PARTS", {"Fails": fails, "Works": lambda s: iter(["fine"])})
+    with pytest.raises(ValueError, match="lacks 1 of 2 parts. Fails: no room"):
+        report.make(Settings(str(tiny), **SMALL), tmp_path)
+    page = (tmp_path / report.PAGE).read_text("utf-8")
+    assert all(f"<p>{words}</p>" in page for words in ("first", "Failed: no room", "fine"))
+    broken[0] = False
+    page = report.make(Settings(str(tiny), **SMALL), tmp_path).read_text("utf-8")
+    assert "<p>second</p>" in page and "Failed" not in page
 
 
 def test_other_settings_are_refused_by_name(made: Path, tiny: Path) -> None:
