@@ -17,10 +17,11 @@ from .hspace import encoder
 from .maps import LinearMap, jacobian
 from .models import Model
 from .puppets import STRANGER
-from .spectral import svd
+from .spectral import SVD, svd
 
 TRIED = 6
 SPAN = 10  # directions of h in the span on which a carried one is projected
+REST = 12  # directions of the rest that the aftercare may move
 # What no rule has to turn round: its sign is part of what it is told.
 GIVEN = ("carried", "another", "noise", "reader", "oracle", "counterfactual")
 Kept = Mapping[str, Tensor]
@@ -43,9 +44,9 @@ class Row:
     the first. lift: how a carried u becomes v, "isometry" or "pinv" (`mk.transport`) or "pull",
     J^T u. sign: -1 goes the wrong way on purpose. t: the time of the edit, None the common one.
     edit: "move", "guide", "shoot", "inject"; normalised: eq. 4 of 2302.12469 afterwards; after:
-    times of the aftercare (`treatment.settle`); boost: below this time the way down is stochastic,
-    eta = 1. supervision: what the rule is told beyond x_t and
-    the average puppet.
+    times of the aftercare (`treatment.settle`); course: the step is taken again at each of them,
+    along the direction found there; boost: below this time the way down is stochastic, eta = 1.
+    supervision: what the rule is told beyond x_t and the average puppet.
     """
 
     name: str
@@ -61,10 +62,13 @@ class Row:
     edit: str = "move"
     normalised: bool = False
     after: tuple[int, ...] = ()
+    course: bool = False
     boost: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "after", tuple(self.after))  # JSON gives a list
+        if self.course and not (self.after and self.edit == "move"):
+            raise ValueError(f"row {self.name!r}: a course is of moves, at times given by after")
 
 
 def direction(p: Model, case: Cases, row: Row, average: Tensor, kept: Kept | None = None) -> Tensor:
@@ -104,7 +108,7 @@ def candidates(p: Model, case: Cases, row: Row, kept: Kept | None = None) -> Ten
     else:
         V = local_directions(p, case, row.kind, row.masked, row.among)
     if row.rest:
-        V = project_out(V, rest_directions(p, case, row.rest))
+        V = project_out(V, rest_svd(p, case, max(row.rest, REST)).V[: row.rest])
     return _unit(V)
 
 
@@ -122,13 +126,13 @@ def _kept(p: Model, case: Cases, row: Row, kept: Kept | None) -> Tensor:
     return torch.stack([carry(u, r, row.lift)[0] for u in rows[: row.among]])
 
 
-@functools.lru_cache(maxsize=2)
-def encoder_svd(p: Model, case: Cases, k: int, pool: str | None = None):
+@functools.lru_cache(maxsize=8)
+def encoder_svd(p: Model, case: Cases, k: int, pool: str | None = None) -> SVD:
     """`svd` of rank k of the Jacobian of x_t -> h at the case's x_t."""
     return svd(jacobian(encoder(p, case.t, pool), case.xt), k)
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=16)
 def local_directions(p: Model, case: Cases, kind: str, masked: bool, k: int) -> Tensor:
     """The top k right singular vectors at x_t of the encoder ("h", "pooled") or of the posterior
     mean ("mean")."""
@@ -143,13 +147,13 @@ def local_directions(p: Model, case: Cases, kind: str, masked: bool, k: int) -> 
     return svd(inside(case) @ A if masked and kind == "mean" else A, k).V
 
 
-@functools.lru_cache(maxsize=2)
-def rest_directions(p: Model, case: Cases, r: int) -> Tensor:
-    """The top r right singular vectors of the posterior mean outside the region."""
-    return svd(outside(case) @ mean_map(p, case), r).V
+@functools.lru_cache(maxsize=8)
+def rest_svd(p: Model, case: Cases, k: int) -> SVD:
+    """`svd` of rank k of the Jacobian of the posterior mean outside the region at x_t."""
+    return svd(outside(case) @ mean_map(p, case), k)
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=4)
 def mean_map(p: Model, case: Cases) -> LinearMap:
     """The Jacobian of the posterior mean at the case's x_t."""
     return jacobian(posterior_mean(p, case.t), case.xt)

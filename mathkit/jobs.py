@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
@@ -38,7 +39,7 @@ from .results import (
 from .scores import rounded
 from .surveys import SURVEYS
 from .sweeps import SEEDS, SWEEPS, row
-from .trials import run_always, run_trial, write_protocol
+from .trials import TABLES, run_always, run_trial, write_protocol
 
 BAR = "Strangers 12 to 18 %, each KS at most .10, correlation at most .1, Frechet ratio at most 10"
 GRID = (0.005, 0.015, 0.035, 0.08, 0.2, 0.5, 1.0)
@@ -294,7 +295,10 @@ JOBS: dict[str, tuple[Callable[[], None], int]] = {
     "turned": (turn, 25),
     "superposition": (toys, 60),
     "protocol": (write_protocol, 15),
-    "trial": (run_trial, 120),
-    "always": (run_always, 20),
+    **{
+        name: (functools.partial(run_trial, name), minutes)
+        for name, minutes in zip(TABLES, (110, 60, 70, 45), strict=True)
+    },
+    "always": (run_always, 25),
     **SURVEYS,
 }

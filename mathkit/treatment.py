@@ -18,14 +18,13 @@ from .cases import finish as untreated  # noqa: F401
 from .cases import region as region
 from .cases import trajectory as trajectory
 from .diffusion import posterior_mean
-from .directions import TRIED, Kept, Row, direction
+from .directions import REST, TRIED, Kept, Row, direction, rest_svd
 from .hspace import encoder, guide, inject, move, normalise, shoot
 from .maps import jacobian
 from .models import Model
-from .spectral import SVD, svd
 
 STEPS = 4  # of guidance and of shooting
-CARED, ROUNDS = 20, 2  # directions of the rest that the aftercare may move, and how often
+ROUNDS = 2  # of small steps at each time of the aftercare
 ROWS = (
     Row("random", "random"),
     Row("random, best of 6", "random", among=TRIED, supervision="region"),
@@ -37,12 +36,21 @@ ROWS = (
 )
 
 
-def treat(p: Model, case: Cases, row: Row, v: Tensor, strength: float | Sequence[float]) -> Tensor:
+def treat(
+    p: Model,
+    case: Cases,
+    row: Row,
+    v: Tensor,
+    strength: float | Sequence[float],
+    find: Callable[[Cases], Tensor] | None = None,
+) -> Tensor:
     """The treated images, one for each strength given, (B, *shape) in [-1, 1].
 
     strength: |x_t' - x_t| / |x_t| of the step itself, before normalisation and aftercare; of row
     kind "noise" the noise in x_t is turned towards fresh noise by the angle that gives the same
-    length; of edit "inject" the length of dh = s |h| u at every step, u = J v / |J v|.
+    length; of edit "inject" the length of dh = s |h| u at every step, u = J v / |J v|. find: the
+    direction at the same case's x_t of a later time, for a course, whose every step has this
+    strength.
     """
     strengths = strength if isinstance(strength, Sequence) else [strength]
     if row.edit == "inject":
@@ -51,7 +59,8 @@ def treat(p: Model, case: Cases, row: Row, v: Tensor, strength: float | Sequence
     if row.normalised:
         moved = normalise(p, moved, case.t, like=case.xt)
     if row.after:
-        moved = cared_for(p, case, moved, row.after)
+        again = functools.partial(_again, p, row, strengths, find) if row.course else None
+        moved = cared_for(p, case, moved, row.after, again)
         return finish(p, moved, row.after[-1])
     return finish(p, moved, case.t, case.steps, boost_below=row.boost)
 
@@ -99,43 +108,60 @@ def renoised(p: Model, case: Cases, strength: float) -> Tensor:
     return abar**0.5 * case.x0 + angle.cos() * old + angle.sin() * fresh
 
 
-def cared_for(p: Model, case: Cases, moved: Tensor, times: Sequence[int]) -> Tensor:
+def _again(
+    p: Model,
+    row: Row,
+    strengths: Sequence[float],
+    find: Callable[[Cases], Tensor] | None,
+    case: Cases,
+    x: Tensor,
+) -> Tensor:
+    """One more step of a course, at the time of `case`, on x (len(strengths), *shape)."""
+    if find is None:
+        raise ValueError(f"row {row.name!r} is a course: give `find`, the direction at later times")
+    v = find(case)
+    return torch.cat(
+        [move(p, one[None], case.t, v, s, steps=1)[-1] for one, s in zip(x, strengths, strict=True)]
+    )
+
+
+def cared_for(
+    p: Model,
+    case: Cases,
+    moved: Tensor,
+    times: Sequence[int],
+    again: Callable[[Cases, Tensor], Tensor] | None = None,
+) -> Tensor:
     """`moved` (B, *shape), denoised from the case's t to the last of `times`, settled at each.
 
-    times: grid times below the case's own, falling.
+    times: grid times below the case's own, falling. again: what is done to x at each before it is
+    settled, given the case at that time.
     """
     now = case.t
     for t in times:
-        moved, now = settle(p, _later(p, case, t), descend(p, moved, now, t)), t
+        later, moved, now = _later(p, case, t), descend(p, moved, now, t), t
+        moved = settle(p, later, again(later, moved) if again else moved)
     return moved
 
 
-_later = functools.lru_cache(maxsize=4)(at)
+_later = functools.lru_cache(maxsize=8)(at)
 
 
 def settle(p: Model, case: Cases, x: Tensor, rounds: int = ROUNDS) -> Tensor:
     """x <- x + A^+ r, `rounds` times: small steps that take the rest of the picture back.
 
     A: the Jacobian of the posterior mean E outside the case's region, at the case's own x_t; A^+
-    its pseudo-inverse on the top CARED singular directions, V^T S^-1 U; r = E(x_t) - E(x) there,
+    its pseudo-inverse on the top REST singular directions, V^T S^-1 U; r = E(x_t) - E(x) there,
     the drift since the untreated x_t. x: (B, *shape) at the case's time. Cost: one `svd` of rank
-    CARED for a case, and `rounds` network calls an item.
+    REST for a case, and `rounds` network calls an item.
     """
-    (U, S, V), wanted = _rest(p, case)
+    U, S, V = rest_svd(p, case, REST)
     with torch.no_grad():
+        wanted = p.clean(case.xt, case.t)
         for _ in range(rounds):
             r = outside(case).push(wanted - p.clean(x, case.t)).flatten(1)
             x = x + (r @ U.flatten(1).T / S @ V.flatten(1)).reshape(x.shape)
     return x
-
-
-@functools.lru_cache(maxsize=4)
-def _rest(p: Model, case: Cases) -> tuple[SVD, Tensor]:
-    """The singular directions of the rest at the case's x_t, and its posterior mean there."""
-    f = posterior_mean(p, case.t)
-    with torch.no_grad():
-        mean = f(case.xt)
-    return svd(outside(case) @ jacobian(f, case.xt), CARED), mean
 
 
 def sweep(
@@ -155,8 +181,8 @@ def sweep(
         for row in rows:
             t = cases.t if row.t is None else row.t
             case = times[t] = times.get(t) or at(p, cases[i], t)
-            v = direction(p, case, row, average, kept)
-            images = treat(p, case, row, v, strengths(row))
+            find = functools.partial(direction, p, row=row, average=average, kept=kept)
+            images = treat(p, case, row, find(case), strengths(row), find)
             marks = judge(case.repeat(len(images)), images, limit, unrelated)
             for j, s in enumerate(strengths(row)):
                 head = {"row": row.name, "index": case.index[0], "strength": s}

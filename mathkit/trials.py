@@ -1,7 +1,7 @@
 """The trial: its protocol, fixed on development samples and committed, then the test, once.
 
 `python -m mathkit results protocol` writes data/protocol.json and data/results/kept.safetensors;
-`... trial` treats the test samples by it and writes three tables.
+`... trial`, `trial_others` and `trial_healthy` treat the test samples by it.
 """
 
 from __future__ import annotations
@@ -43,14 +43,15 @@ from .scores import rounded
 
 PROTOCOL, KEPT = "protocol.json", "results/kept.safetensors"
 DEVELOPMENT = 1  # the seed of the development samples
-EDIT_TIME, AFTER = 583, (541, 458)
-TEST, SMALL = 400, 100  # samples of the rows compared first, and of the others
+EDIT_TIME, AFTER = 583, (458, 333)
+TEST, SMALL = 400, 40  # samples of the rows compared first, and of the others
 # Development samples: to carry directions from, to learn from, to set doses on.
-SOURCES, STUDIED, PATIENTS = 10, 250, 12
-GRID = (0.005, 0.015, 0.035, 0.08, 0.2, 0.5, 1.0)
+SOURCES, STUDIED, PATIENTS = 10, 250, 8
+GRID = (0.005, 0.015, 0.04, 0.1, 0.3, 0.8)
+LOW = 0.035  # a dose below the two of the table, for the rows compared first
 MARKS = ("p", "left", "side", "outside", "factor", "worst")  # stored in thousandths
 ALWAYS, FRESH = "carried", 1000  # what a patient gets who is not looked at; on how many samples
-PRIMARY, CONTROL = "masked mean, aftercare", "random, aftercare"
+PRIMARY, CONTROL = "masked mean, course", "random, course"
 _MEAN = Row("", "mean", masked=True, rest=5, among=TRIED, supervision="region")
 _H = Row("", "h", among=TRIED, supervision="region")
 
@@ -60,28 +61,33 @@ def _row(base: Row, name: str, **changes: Any) -> Row:
 
 
 FIRST = (  # compared on all test samples
-    _row(_MEAN, PRIMARY, after=AFTER),
-    Row(CONTROL, "random", among=TRIED, supervision="region", after=AFTER),
-    _row(_MEAN, "masked mean, projected"),
-    Row("random, best of 6", "random", among=TRIED, supervision="region"),
-    _row(_H, "h, best of 6"),
-    Row("h, first", "h"),
+    _row(_MEAN, PRIMARY, after=AFTER, course=True),
+    Row(CONTROL, "random", among=TRIED, supervision="region", after=AFTER, course=True),
 )
 OTHERS = (
     Row("random", "random"),
+    Row("random, best of 6", "random", among=TRIED, supervision="region"),
+    Row("random, aftercare", "random", among=TRIED, supervision="region", after=AFTER),
     Row("fresh noise", "noise"),
+    Row("fresh noise, aftercare", "noise", after=AFTER),
     Row("random in the span", "span", masked=True, among=TRIED, supervision="region"),
     Row("another's direction", "another", key="clicked x", supervision="click"),
-    _row(_MEAN, "wrong sign, aftercare", sign=-1, after=AFTER),
+    _row(_MEAN, "wrong sign, course", sign=-1, after=AFTER, course=True),
     Row("PCA of h", "carried", key="pca", lift="pull", among=TRIED, supervision="region"),
+    Row("h, first", "h"),
+    _row(_H, "h, best of 6"),
     Row("pooled h, best of 6", "pooled", among=TRIED, supervision="region"),
     _row(_H, "h, aftercare", after=AFTER),
+    _row(_H, "h, course", after=AFTER, course=True),
     _row(_H, "h, projected off 5", rest=5),
     _row(_H, "h, projected off 20", rest=20),
     _row(_MEAN, "masked mean", rest=0),
+    _row(_MEAN, "masked mean, projected"),
     _row(_MEAN, "masked mean, projected off 20", rest=20),
+    _row(_MEAN, "masked mean, aftercare", after=AFTER),
     Row("carried", "carried", key="clicked", supervision="click"),
     Row("carried, pinv", "carried", key="clicked", lift="pinv", supervision="click"),
+    Row("carried, course", "carried", key="clicked", supervision="click", after=AFTER, course=True),
     Row("global", "carried", key="global", supervision="click"),
     Row("matched", "carried", key="matched", supervision="click"),
     _row(_MEAN, "masked mean, guided", edit="guide"),
@@ -96,17 +102,24 @@ OTHERS = (
     Row("mean difference of h", "carried", key="difference", lift="pull", supervision="labels"),
     Row("reader's gradient", "reader", supervision="labels"),
     Row("oracle", "oracle", supervision="truth"),
+    Row("oracle, course", "oracle", supervision="truth", after=AFTER, course=True),
     Row("counterfactual", "counterfactual", supervision="truth"),
 )
 ROWS = FIRST + OTHERS
+# table -> its rows, whether its samples are the ill ones, and how many of them.
+TABLES = {
+    "trial": (FIRST, True, TEST),
+    "trial_others": (OTHERS, True, SMALL),
+    "trial_healthy": (FIRST, False, TEST),
+    "trial_healthy_others": (OTHERS, False, SMALL),
+}
 
 
-def strengths_of(row: Row, low: float, high: float) -> list[float]:
-    """The two doses; for the rows compared first also half the lower one and the middle."""
-    doses = [low, high]
-    if row in FIRST:
-        doses = [low / 2, low, (low * high) ** 0.5, high]
-    return [float(f"{s:.4g}") for s in doses]
+def strengths_of(row: Row, effects: Sequence[float]) -> list[float]:
+    """The strengths at DOSES, from the mean side effects at GRID; for the rows compared first also,
+    at the end, the one at LOW."""
+    doses = [*DOSES, LOW] if row in FIRST else DOSES
+    return [float(f"{cases.dose(GRID, effects, d):.4g}") for d in doses]
 
 
 class Ward:
@@ -217,13 +230,10 @@ def write_protocol() -> None:
         return
     place = weights.clone() / KEPT
     save_file({name: v.contiguous() for name, v in half.items()}, place)
-    doses = {
-        row.name: strengths_of(row, *(cases.dose(GRID, effects[row.name], d) for d in DOSES))
-        for row in ROWS
-    }
+    doses = {row.name: strengths_of(row, effects[row.name]) for row in ROWS}
     table = {
         "t": EDIT_TIME, "limit": ward.limit, "unrelated": ward.unrelated,
-        "primary": PRIMARY, "control": CONTROL, "doses": list(DOSES),
+        "primary": PRIMARY, "control": CONTROL, "doses": list(DOSES), "low": LOW,
         "weights": fingerprint(), "kept": weights.sha256(place), "development": ill,
         "strengths": doses, "rows": [dataclasses.asdict(row) for row in ROWS],
         "side effects on development samples": {k: rounded(v, 4) for k, v in effects.items()},
@@ -231,53 +241,43 @@ def write_protocol() -> None:
     (weights.clone() / PROTOCOL).write_text(json.dumps(table, indent=1) + "\n")
 
 
-def plan_for(chosen: dict[str, Any], healthy: bool, rank: int) -> dict[str, Sequence[float]]:
-    """Which rows the sample number `rank` of its list gets, and at which strengths.
+def plan_for(chosen: Mapping[str, Any], name: str, rank: int) -> dict[str, Sequence[float]]:
+    """Which rows sample number `rank` of the table `name` gets, and at which strengths.
 
-    The rows compared first on all; the others on the first SMALL. The healthy get the two doses of
-    the former, the lower dose of the latter, and no row that needs the true cure.
+    The ill get every strength, from the SMALL-th on the one at the first dose alone, which is all
+    that the healthy get; those get no row that needs the true cure.
     """
-    plan = {}
-    for row in ROWS:
-        s = chosen["strengths"][row.name]
-        if row in FIRST:
-            plan[row.name] = [s[1], s[3]] if healthy else s
-        elif rank < SMALL and not (healthy and row.supervision == "truth"):
-            plan[row.name] = s[:1] if healthy else s
-    return plan
+    rows, ill, _ = TABLES[name]
+    every = ill and rank < SMALL
+    return {
+        row.name: chosen["strengths"][row.name][: None if every else 1]
+        for row in rows
+        if ill or row.supervision != "truth"
+    }
 
 
-def run_trial() -> None:
-    """The test: TEST ill and TEST healthy samples of the seed TEST_FROM, by the protocol."""
+def run_trial(name: str) -> None:
+    """One table of the test, of TABLES: samples of the seed TEST_FROM treated by the protocol."""
     chosen = protocol()
     if chosen["weights"] != fingerprint():
         raise ValueError(f"{PROTOCOL} was fixed on other weights: run `... results protocol` first")
-    p = load_model("alice")
-    ill, looked = find("trial_look", lambda i: look(p, TEST_FROM, i), TEST)
-    healthy = [i for i in range(looked) if i not in set(ill)][:TEST]
-    ward = Ward(chosen["limit"], kept())
+    ward, (_, ill, count) = Ward(chosen["limit"], kept()), TABLES[name]
+    found, looked = find("trial_look", lambda i: look(ward.p, TEST_FROM, i), TEST)
+    healthy = [i for i in range(looked) if i not in set(found)]
+    index = (found if ill else healthy)[:count]
+    answers = job(
+        name,
+        list(enumerate(index)),
+        lambda at: ward.sweep(TEST_FROM, at[1], plan_for(chosen, name, at[0])),
+    )
     head = {
         "protocol": hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest(),
         "seed": TEST_FROM,
         "looked": looked,
+        "index": index,
     }
-    patients = job(
-        "trial_ill",
-        list(enumerate(ill)),
-        lambda at: ward.sweep(TEST_FROM, at[1], plan_for(chosen, False, at[0])),
-    )
-    others = job(
-        "trial_healthy",
-        list(enumerate(healthy)),
-        lambda at: ward.sweep(TEST_FROM, at[1], plan_for(chosen, True, at[0])),
-    )
-    rows, first = columns_of(patients, MARKS), {row.name for row in FIRST}
-    by_all = {name: column for name, column in rows.items() if name in first}
-    by_some = {name: column for name, column in rows.items() if name not in first}
-    well = columns_of(others, ("p", "side", "outside"))
-    publish("trial", head | {"index": ill, "rows": by_all}, patients)
-    publish("trial_others", head | {"index": ill[:SMALL], "rows": by_some}, [])
-    publish("trial_healthy", head | {"index": healthy, "rows": well}, others)
+    marks = MARKS if ill else ("p", "side", "outside")
+    publish(name, head | {"rows": columns_of(answers, marks)}, answers)
 
 
 def always_row(ward: Ward, i: int, strength: float) -> dict[str, Any]:

@@ -339,7 +339,7 @@ def test_an_unknown_edit_and_a_normalised_one(small):
 
 
 def test_the_aftercare_takes_the_rest_back_where_the_model_is_linear(ill, known, monkeypatch):
-    monkeypatch.setattr(treatment, "CARED", 1)
+    monkeypatch.setattr(treatment, "REST", 1)
     case = ill[0]
     moved = case.xt + 3 * known.a + 2 * known.b
     settled = treatment.settle(known, case, moved)

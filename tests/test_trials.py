@@ -10,7 +10,8 @@ from conftest import make_tiny_unet
 from mathkit import cases, models, trials
 from mathkit.directions import Row
 
-STRENGTHS = {row.name: trials.strengths_of(row, 0.01, 0.09) for row in trials.ROWS}
+EFFECTS = [2 * s for s in trials.GRID]  # a side effect of twice the strength
+STRENGTHS = {row.name: trials.strengths_of(row, EFFECTS) for row in trials.ROWS}
 CHOSEN = {"strengths": STRENGTHS}
 
 
@@ -24,24 +25,37 @@ def test_every_row_has_a_name_of_its_own_and_survives_json():
 def test_the_control_gets_every_choice_that_the_primary_row_gets():
     by_name = {row.name: row for row in trials.ROWS}
     primary, control = by_name[trials.PRIMARY], by_name[trials.CONTROL]
-    for choice in ("among", "supervision", "after", "edit", "sign", "t"):
+    for choice in ("among", "supervision", "after", "course", "edit", "sign", "t"):
         assert getattr(primary, choice) == getattr(control, choice)
     assert control.kind == "random"
 
 
-def test_the_doses_and_the_two_strengths_around_them():
+def test_strengths_are_read_off_the_measured_side_effects():
     first, other = trials.FIRST[0], trials.OTHERS[0]
-    assert trials.strengths_of(first, 0.01, 0.09) == [0.005, 0.01, 0.03, 0.09]
-    assert trials.strengths_of(other, 0.01, 0.09) == [0.01, 0.09]
+    assert trials.strengths_of(first, EFFECTS) == pytest.approx([0.025, 0.075, 0.0175])
+    assert trials.strengths_of(other, EFFECTS) == pytest.approx([0.025, 0.075])
 
 
-def test_the_plan_gives_all_samples_the_first_rows_and_some_the_others():
-    few = trials.plan_for(CHOSEN, False, trials.SMALL)
-    assert set(few) == {row.name for row in trials.FIRST}
-    assert set(trials.plan_for(CHOSEN, False, trials.SMALL - 1)) == {r.name for r in trials.ROWS}
-    healthy = trials.plan_for(CHOSEN, True, 0)
-    assert healthy[trials.PRIMARY] == [0.01, 0.09] and healthy["random"] == [0.01]
-    assert not {"oracle", "counterfactual"} & set(healthy)
+def test_every_row_stands_in_one_table_for_the_ill_and_one_for_the_healthy():
+    for ill in (True, False):
+        rows = [row for part, of_ill, _ in trials.TABLES.values() if of_ill is ill for row in part]
+        assert rows == list(trials.ROWS)
+
+
+def test_the_plan_gives_the_first_samples_all_strengths_and_the_rest_one():
+    few, many = (
+        trials.plan_for(CHOSEN, "trial", rank) for rank in (trials.SMALL - 1, trials.SMALL)
+    )
+    assert few == {row.name: STRENGTHS[row.name] for row in trials.FIRST}
+    assert many == {name: strengths[:1] for name, strengths in few.items()}
+    assert trials.plan_for(CHOSEN, "trial_others", 0)["oracle"] == STRENGTHS["oracle"]
+
+
+def test_the_plan_for_the_healthy_knows_no_true_cure_and_one_dose():
+    assert trials.plan_for(CHOSEN, "trial_healthy", 0) == trials.plan_for(CHOSEN, "trial", 399)
+    others = trials.plan_for(CHOSEN, "trial_healthy_others", 0)
+    assert not {"oracle", "oracle, course", "counterfactual"} & set(others)
+    assert {len(strengths) for strengths in others.values()} == {1}
 
 
 def test_columns_keep_rows_strengths_and_samples_in_order():
