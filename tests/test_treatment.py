@@ -157,8 +157,9 @@ def test_the_index_rule_takes_the_direction_that_leads_to_the_average(ill, known
     assert (best * known.a).sum() > 0.999
 
 
-def test_the_projection_removes_what_the_rest_sees(ill):
+def test_the_projection_removes_what_the_rest_sees(ill, monkeypatch):
     """Two overlapping directions: the masked one loses its part along the rest's."""
+    monkeypatch.setattr(directions, "REST", 1)
     inside = ill.region[:1, None].expand(1, 3, 64, 64)
     a, b = unit(inside * ill.cure[:1]), unit((1 - inside) * ill.x0[:1])
 
@@ -357,6 +358,33 @@ def test_the_aftercare_follows_its_times(small):
     cared = treatment.treat(p, case, row, v, [0.05])
     drift = [((y - case.x0) * (1 - case.region)).norm() for y in (plain, cared)]
     assert drift[1] < drift[0]
+
+
+def test_a_course_takes_its_step_again_at_each_later_time(small):
+    p, case = small
+    row = Row("r", "random", after=(208, 83), course=True)
+    asked = []
+
+    def find(later):
+        asked.append(later.t)
+        return treatment.gaussian(later)
+
+    course = treatment.treat(p, case, row, find(case), [1e-6, 0.05], find)
+    once = treatment.treat(
+        p, case, dataclasses.replace(row, course=False), find(case), [1e-6, 0.05]
+    )
+    assert asked == [case.t, 208, 83, case.t]
+    assert torch.allclose(course[0], once[0], atol=1e-3)
+    assert not torch.allclose(course[1], once[1], atol=1e-3)
+
+
+def test_a_course_needs_times_and_somebody_to_ask(small):
+    p, case = small
+    with pytest.raises(ValueError, match="at times given by after"):
+        Row("r", "random", course=True)
+    with pytest.raises(ValueError, match="give `find`"):
+        row = Row("r", "random", after=(208,), course=True)
+        treatment.treat(p, case, row, treatment.gaussian(case), [0.05])
 
 
 def test_the_healthy_get_an_imagined_region_and_no_cure():
