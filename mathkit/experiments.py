@@ -6,10 +6,6 @@ text. `for piece in directions(study): display(piece)` in a notebook; `mathkit.r
 
 from __future__ import annotations
 
-import html
-import math
-import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -21,41 +17,13 @@ from . import analysis, plot
 from .diffusion import denoise, invert, posterior_mean
 from .grassmann import carry, distance, matched_average, mean_subspace, project_out
 from .hspace import encoder, guide, inject, kappa, move, normalise, shoot
-from .maps import LinearMap, jacobian, mask
-from .models import UNetModel
+from .maps import jacobian, mask
 from .spectral import any_of_equals, svd
 from .study import Study
+from .tables import Table
+from .timing import Timed, measured
 
 NAMES = {"h": "encoder h", "mean": "posterior mean"}
-
-
-class Table:
-    """Lines of cells under a head; numbers are shown with three digits.
-
-    It shows as HTML in a notebook and on a page, as aligned text elsewhere.
-    """
-
-    def __init__(self, head: Sequence[str], lines: Sequence[Sequence[Any]]) -> None:
-        self.head, self.lines = list(head), [list(line) for line in lines]
-
-    def _repr_html_(self) -> str:
-        def line(cells: Sequence[Any], tag: str) -> str:
-            return "".join(f"<{tag}>{html.escape(_text(cell))}</{tag}>" for cell in cells)
-
-        rows = "".join(f"<tr>{line(cells, 'td')}</tr>" for cells in self.lines)
-        return f"<table><tr>{line(self.head, 'th')}</tr>{rows}</table>"
-
-    def __repr__(self) -> str:
-        cells = [[_text(cell) for cell in line] for line in (self.head, *self.lines)]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        return "\n".join(
-            "  ".join(map(str.ljust, line, widths)).rstrip()  # type: ignore[arg-type]
-            for line in cells
-        )
-
-
-def _text(cell: Any) -> str:
-    return f"{cell:.3g}" if isinstance(cell, float) else str(cell)
 
 
 Piece = str | Axes | Table
@@ -350,52 +318,6 @@ def cost(study: Study) -> Iterator[Piece]:
         f"Worst residual {worst:.1e} of s_1 ({s.tol:g} asked). The papers' routine at the same k, "
         f"50 rounds of subspace iteration: {50 * s.k} + {50 * s.k} passes."
     )
-
-
-class Timed(LinearMap):
-    """A with a clock: seconds spent in its passes, the device's work included."""
-
-    def __init__(self, A: LinearMap, p: UNetModel) -> None:
-        self.seconds = 0.0
-
-        def timed(one_pass: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-            def run(rows: Tensor) -> Tensor:
-                began = _now(p)
-                out = one_pass(rows)
-                self.seconds += _now(p) - began
-                return out
-
-            return run
-
-        super().__init__(timed(A.push), timed(A.pull), A.in_shape, A.out_shape, A.dtype, A.device)
-
-
-def measured(p: UNetModel, work: Callable[[], Any]) -> tuple[Any, float, float]:
-    """What work() gives, its seconds, and the peak of memory in GiB."""
-    cuda = p.device.type == "cuda"
-    if cuda:
-        torch.cuda.reset_peak_memory_stats(p.device)
-    began = _now(p)
-    answer = work()
-    seconds = _now(p) - began
-    used = torch.cuda.max_memory_allocated(p.device) if cuda else _resident()
-    return answer, seconds, used / 2**30
-
-
-def _now(p: UNetModel) -> float:
-    if p.device.type == "cuda":
-        torch.cuda.synchronize(p.device)
-    return time.perf_counter()
-
-
-def _resident() -> float:
-    """Peak bytes of this process; NaN where the system does not tell (Windows)."""
-    try:
-        import resource
-    except ImportError:
-        return math.nan
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 PARTS: dict[str, Callable[[Study], Iterator[Piece]]] = {

@@ -8,22 +8,19 @@
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
-from itertools import cycle, product
+from collections.abc import Sequence
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
-from matplotlib.transforms import ScaledTranslation
 from torch import Tensor
 
-from mathkit import style
+from mathkit import charts, style
 
+spectrum, tradeoff, over_time = charts.spectrum, charts.tradeoff, charts.over_time
 ACCENT, use, png, picture = style.ACCENT, style.use, style.png, style.picture
-MARKERS = "osD^vP"
 
 
 @style.styled
@@ -49,7 +46,7 @@ def row(
     below = 0.2 * max((t.count("\n") + 1 for t in lines if t), default=0) * columns / style.WIDTH
     step = (1.05, faces.shape[1] / faces.shape[2] + below + 0.05)
     count = math.ceil(len(faces) / columns)
-    ax = _axes(ax, style.WIDTH * step[1] * count / (step[0] * columns), title)
+    ax = style.axes(ax, style.WIDTH * step[1] * count / (step[0] * columns), title)
     for i, (pixels, text) in enumerate(zip(faces, lines, strict=True)):
         x, top = step[0] * (i % columns), -step[1] * (i // columns)
         bottom = _place(ax, pixels, x, top)
@@ -84,7 +81,7 @@ def cards(
     card = (style.WIDTH - margin) / columns / 1.08
     bar, aspect = 0.17 / card, faces.shape[1] / faces.shape[2]
     step, count = aspect + bar * (len(names) + 1.2), math.ceil(len(faces) / columns)
-    ax = _axes(ax, step * count * card, title)
+    ax = style.axes(ax, step * count * card, title)
     colours = [style.ACCENT if n == accent else style.BLUE for n in names]
     for i, pixels in enumerate(faces):
         x, top = 1.08 * (i % columns), -step * (i // columns)
@@ -95,42 +92,6 @@ def cards(
         for name, level in zip(names if x == 0 else (), y, strict=x == 0):
             ax.text(-0.05, level, name, ha="right", va="center", fontsize=9)
     return _frame(ax, 1.08 * columns - 0.08, step * count - 0.5 * bar, left=margin / card)
-
-
-@style.styled
-def spectrum(
-    S: Tensor,
-    *,
-    residuals: Tensor | None = None,
-    k: int | None = None,
-    log: bool = False,
-    label: str = "",
-    ax: Axes | None = None,
-    title: str = "",
-    ylabel: str = "singular value",
-) -> Axes:
-    """Singular values (K,) against i = 1 ... K; call again on its `ax` to compare.
-
-    residuals (K,): bars s_i -+ residual, within which a true singular value lies. k: a mark in the
-    gap after the k-th. log: logarithmic axis, values <= 0 are left out.
-    """
-    s = style.numbers(S)
-    ax = _axes(ax, 3.2, title)
-    ax.set(xlabel="i", ylabel=ylabel, yscale="log" if log else ax.get_yscale())
-    i = np.arange(1, len(s) + 1)
-    shown = s > 0 if log else np.full(len(s), True)
-    error = None if residuals is None else style.numbers(residuals)[shown]
-    marker = MARKERS[len(ax.containers) % len(MARKERS)]
-    ax.errorbar(i[shown], s[shown], error, marker=marker, lw=1.2, capsize=3, label=label or None)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    if not log:
-        ax.autoscale(axis="y")  # another curve on the same axes may be higher
-        ax.set_ylim(bottom=0)
-    if k is not None:
-        _mark(ax, k + 0.5, f"k = {k}", style.ACCENT)
-    if label:
-        ax.legend()
-    return ax
 
 
 @style.styled
@@ -151,7 +112,7 @@ def ellipse(
     circle = np.stack([np.cos(angle), np.sin(angle)])
     image = u.T * s @ circle
     wide, high = 1.3 * np.abs(image).max(1).clip(1)
-    ax = _axes(ax, min(5.5, 0.85 * style.WIDTH * high / wide), title)
+    ax = style.axes(ax, min(5.5, 0.85 * style.WIDTH * high / wide), title)
     ax.plot(*circle, color=style.GREY, lw=1.5, ls="--")
     ax.plot(*image, color=style.INK)
     for i, colour in enumerate((style.ACCENT, style.BLUE)):
@@ -172,7 +133,7 @@ def stage(A: Tensor, V: Tensor, reach: float, title: str = "", *, ax: Axes | Non
     a, v = style.numbers(A), style.numbers(V)
     if a.shape != (2, 2) or v.shape != (2, 2):
         raise ValueError(f"stage takes A (2, 2) and V (2, 2), got {a.shape}, {v.shape}")
-    ax = _axes(ax, style.WIDTH / 1.8, title)
+    ax = style.axes(ax, style.WIDTH / 1.8, title)
     ax.axhline(0, color=style.FAINT, lw=1)
     ax.axvline(0, color=style.FAINT, lw=1)
     angle = np.linspace(0, 2 * np.pi, 91)
@@ -220,7 +181,7 @@ def heat(
             f"smallest entry {m.min():.3g}"
         )
     top = limit or float(np.abs(m).max()) or 1.0
-    ax = _axes(ax, min(6.5, 0.6 + 4.6 * max(0.2, m.shape[0] / m.shape[1])), title)
+    ax = style.axes(ax, min(6.5, 0.6 + 4.6 * max(0.2, m.shape[0] / m.shape[1])), title)
     low, colours = (-top, style.SIGNED) if signed else (0, style.UNSIGNED)
     image = ax.imshow(m, cmap=colours, vmin=low, vmax=top, aspect="equal", interpolation="nearest")
     ax.figure.colorbar(image, ax=ax, label=label, shrink=0.8).outline.set_visible(False)
@@ -259,7 +220,7 @@ def features(
     lines = _labels(labels, len(rays), style.WIDTH / columns)
     below = 0.2 * max((t.count("\n") + 1 for t in lines if t), default=0) * columns / style.WIDTH
     step, count = (1.05, 1.05 + below), math.ceil(len(rays) / columns)
-    ax = _axes(ax, style.WIDTH * step[1] * count / (step[0] * columns), title)
+    ax = style.axes(ax, style.WIDTH * step[1] * count / (step[0] * columns), title)
     colours = style.UNSIGNED(np.linspace(0.95, 0.4, rays.shape[2]))
     for i, (W_i, text) in enumerate(zip(rays, lines, strict=True)):
         x, y = step[0] * (i % columns) + 0.5, -step[1] * (i // columns) - 0.5
@@ -269,99 +230,6 @@ def features(
             ax.plot(x + a, y + b, "o", color=colour, ms=5)
         ax.text(x, y - 0.52, text, ha="center", va="top", fontsize=10)
     return _frame(ax, step[0] * columns - 0.05, step[1] * count - 0.05)
-
-
-@style.styled
-def tradeoff(
-    curves: Mapping[str, Sequence[Any]],
-    *,
-    doses: Sequence[float] = (0.05, 0.15),
-    accent: str = "",
-    ax: Axes | None = None,
-    title: str = "",
-    xlabel: str = "side effect (1 = another puppet)",
-    ylabel: str = "share cured",
-) -> Axes:
-    """Rate against side effect: {name: (x, y) or (x, y, low, high)}, one curve with its band each.
-
-    accent: the name of the curve to point at; doses: marks on the x axis. One point alone is drawn
-    with an error bar.
-    """
-    ax = _axes(ax, 3.6 + 0.22 * math.ceil(len(curves) / 2), title)
-    _curves(ax, curves, accent)
-    for dose in doses:
-        _mark(ax, dose, f"{dose:g}", style.GREY)
-    ax.set(xlabel=xlabel, ylabel=ylabel, ylim=(-0.03, 1.1))
-    ax.set_xlim(left=0)
-    return _legend_below(ax)
-
-
-@style.styled
-def over_time(
-    curves: Mapping[str, Sequence[Any]],
-    *,
-    levels: Mapping[str, float] | None = None,
-    accent: str = "",
-    log: bool = False,
-    ax: Axes | None = None,
-    title: str = "",
-    ylabel: str = "",
-) -> Axes:
-    """What is measured at times t, noise on the left, picture on the right.
-
-    curves: {name: (t, y) or (t, y, low, high)}, one line with its band each, each at times
-    of its own.
-    levels: named horizontal lines, such as chance. accent: the name of the curve to point at.
-    """
-    ax = _axes(ax, 3.2 + 0.22 * math.ceil(len(curves) / 2), title)
-    _curves(ax, curves, accent)
-    for name, y in (levels or {}).items():
-        ax.axhline(y, color=style.GREY, ls="--", lw=1.3, zorder=1)
-        ax.annotate(
-            name,
-            (1, y),
-            (-3, 3),
-            xycoords=ax.get_yaxis_transform(),
-            textcoords="offset points",
-            ha="right",
-            fontsize=10,
-            color=style.GREY,
-        )
-    ax.set(xlabel="t", ylabel=ylabel, yscale="log" if log else "linear")
-    if not log:
-        ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]))
-    ax.invert_xaxis()
-    return _legend_below(ax)
-
-
-def _curves(ax: Axes, curves: Mapping[str, Sequence[Any]], accent: str) -> None:
-    pens = product(("-", "--", ":"), style.CYCLE)
-    for (name, curve), marker in zip(curves.items(), cycle(MARKERS), strict=False):
-        x, y, *ends = map(style.numbers, curve)
-        line, colour = ("-", style.ACCENT) if name == accent else next(pens)
-        ax.plot(x, y, line, marker=marker, color=colour, label=name, zorder=3 + (name == accent))
-        if ends:
-            _band(ax, x, ends[0], ends[1], colour)
-
-
-def _legend_below(ax: Axes) -> Axes:
-    under = ax.transAxes + ScaledTranslation(0, -0.55, ax.figure.figure.dpi_scale_trans)
-    pair = 2 if ax.get_window_extent().width > 4 * ax.figure.figure.dpi else 1
-    ax.legend(
-        loc="upper left", bbox_to_anchor=(0, 0), bbox_transform=under, ncols=pair, borderaxespad=0
-    )
-    return ax
-
-
-def _axes(ax: Axes | None, height: float, title: str) -> Axes:
-    """ax, or a new one in a figure style.WIDTH wide whose axes are about `height` inches high."""
-    wrapped = textwrap.fill(title, 58)
-    if ax is None:
-        extra = 0.16 + (0.2 * (wrapped.count("\n") + 1) + 0.1 if title else 0)
-        ax = plt.subplots(figsize=(style.WIDTH, height + extra))[1]
-    if title:
-        ax.set_title(wrapped)
-    return ax
 
 
 def _values(ax: Axes, m: np.ndarray, digits: int, dark: float) -> None:
@@ -389,29 +257,6 @@ def _bars(
 ) -> None:
     ax.barh(y, 1, thick, left=x, color=style.FAINT)
     ax.barh(y, values.clip(0, 1), thick, left=x, color=colours)
-
-
-def _band(ax: Axes, x: np.ndarray, low: np.ndarray, high: np.ndarray, colour: str) -> None:
-    """The interval of a curve; of a single point, a bar."""
-    if len(x) > 1:
-        ax.fill_between(x, low, high, color=colour, alpha=0.16, lw=0)
-    else:
-        ax.vlines(x, low, high, color=colour, lw=1.5)
-
-
-def _mark(ax: Axes, x: float, text: str, colour: str) -> None:
-    """A vertical line at x with its text beside the upper end."""
-    ax.axvline(x, color=colour, ls="--", lw=1.3, zorder=1)
-    ax.annotate(
-        text,
-        (x, 1),
-        (3, 0),
-        xycoords=ax.get_xaxis_transform(),
-        color=colour,
-        textcoords="offset points",
-        va="top",
-        fontsize=10,
-    )
 
 
 def _arrow(ax: Axes, tip: np.ndarray, colour: str, text: str, aside: float, dash: str) -> None:

@@ -22,8 +22,9 @@ from typing import Any
 import matplotlib.pyplot as plt
 
 from . import style, weights
-from .experiments import PARTS, Piece, Table
+from .experiments import PARTS, Piece
 from .study import Settings, Study
+from .tables import Table
 
 SETTINGS, PAGE, LIMIT = "report.json", "index.html", 1_500_000
 

@@ -8,6 +8,7 @@ Sizes are chosen so that a figure 6 inches wide reads on a phone (390 px) and on
 import io
 import math
 import sys
+import textwrap
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
@@ -162,3 +163,14 @@ def _palette(raw: io.BytesIO, colours: int) -> bytes:
     out = io.BytesIO()
     small.save(out, format="png", optimize=True)
     return out.getvalue()
+
+
+def axes(ax: Axes | None, height: float, title: str) -> Axes:
+    """ax, or a new one in a figure WIDTH wide whose axes are about `height` inches high."""
+    wrapped = textwrap.fill(title, 58)
+    if ax is None:
+        extra = 0.16 + (0.2 * (wrapped.count("\n") + 1) + 0.1 if title else 0)
+        ax = plt.subplots(figsize=(WIDTH, height + extra))[1]
+    if title:
+        ax.set_title(wrapped)
+    return ax

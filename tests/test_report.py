@@ -18,9 +18,10 @@ from PIL import Image
 from torch import Tensor
 
 import mathkit as mk
-from mathkit import atlas, experiments, report, study
+from mathkit import atlas, experiments, report, study, timing
 from mathkit.__main__ import main as command
 from mathkit.study import Settings, Study
+from mathkit.tables import Table
 
 SMALL: dict[str, Any] = {"samples": 3, "times": (999, 500), "k": 3, "steps": 5, "strength": 0.2}
 
@@ -54,8 +55,8 @@ def made(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def tables(pieces: Any) -> list[experiments.Table]:
-    return [piece for piece in pieces if isinstance(piece, experiments.Table)]
+def tables(pieces: Any) -> list[Table]:
+    return [piece for piece in pieces if isinstance(piece, Table)]
 
 
 # The study ---------------------------------------------------------------------------------------
@@ -216,8 +217,8 @@ def test_the_clock_tells_the_map_from_the_rest(small: Study) -> None:
         time.sleep(0.02)
         return rows
 
-    A = experiments.Timed(mk.maps.LinearMap(slow, slow, (4,), (4,)), small.p)
-    _, seconds, peak = experiments.measured(small.p, lambda: (A.push(torch.ones(1, 4)), slow(A)))
+    A = timing.Timed(mk.maps.LinearMap(slow, slow, (4,), (4,)), small.p)
+    _, seconds, peak = timing.measured(small.p, lambda: (A.push(torch.ones(1, 4)), slow(A)))
     assert 0.02 <= A.seconds < seconds - 0.019 and peak > 0.05
 
 
@@ -227,7 +228,7 @@ def test_texts_are_compared(tmp_path: Path) -> None:
     found = Study(s, tmp_path / "study")
     text, table = experiments.prompts(found)
     assert text == "prompt 'a man', other 'smiling'"
-    assert isinstance(table, experiments.Table)
+    assert isinstance(table, Table)
     gaps = []
     for i in range(3):
         spans = []
