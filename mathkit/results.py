@@ -100,7 +100,18 @@ def job(
         os.replace(part, paths[i])
     while not all(path.exists() for path in paths):
         time.sleep(1)
-    return [json.loads(path.read_text()) for path in paths]
+    return [_answer(path, item) for path, item in zip(paths, items, strict=True)]
+
+
+def _answer(path: pathlib.Path, item: Any) -> dict[str, Any]:
+    """A stored answer; ValueError where it answers another item, of an earlier form of the job."""
+    answer, wanted = json.loads(path.read_text()), json.loads(json.dumps(item))
+    if answer["item"] != wanted:
+        raise ValueError(
+            f"{path} holds the answer to {answer['item']}, not to {wanted}: delete {path.parent}, "
+            "which another form of this job left, and run the job again"
+        )
+    return answer
 
 
 def processes() -> tuple[int, int]:

@@ -23,9 +23,10 @@ from .loading import load_model
 from .maps import LinearMap, jacobian
 from .models import Model
 from .puppets import CONTINUOUS, STRANGER, Posterior
-from .results import NETWORKS, average_puppet, job, publish, settings
+from .results import NETWORKS, average_puppet, job, publish
 from .scores import rounded
 from .spectral import svd
+from .trials import protocol
 
 MAPS = ("h", "pooled", "mean")
 TIMES = (900, 800, 700, 600, 500, 400, 300, 200, 100)
@@ -68,27 +69,34 @@ def the_map(p: Model, name: str, x: Tensor, t: int) -> LinearMap:
 def tangent_row(p: Model, truth: Posterior, frame: int, t: int, k: int = 2 * K) -> dict[str, Any]:
     """One noised frame under each map, and under the exact posterior where it can be trusted.
 
-    plain, energy: `tangent_share` of the top K right singular vectors; S: k singular values; total:
-    |J|_F^2 by Hutchinson and its standard error; power: mean `spectral_density` of the K vectors.
+    plain, energy: `tangent_share` of the top K right singular vectors; another: the plain share of
+    the next frame's tangents, a control; S: k singular values; total: |J|_F^2 by Hutchinson and its
+    standard error; power: mean `spectral_density` of the K vectors.
     """
     q, x = noised(p, frame, t)
     J, abar = analysis.tangents(q), float(p.alphas_cumprod[t])
+    other = analysis.tangents(noised(p, frame + 1, t)[0])
     row: dict[str, Any] = {"frame": frame, "t": t, "ess": rounded(float(truth.ess(x, abar)))}
     for name in MAPS:
         A = the_map(p, name, x, t)
         _, S, V = svd(A, k)
         total = rounded(analysis.total_stretch(A))
-        row[name] = _described(V[:K], J) | {"S": rounded(S), "total": total}
+        row[name] = _described(V[:K], J, other) | {"S": rounded(S), "total": total}
     if row["ess"] > ENOUGH:
         V, S = truth.directions(x, abar, K)
-        row["exact"] = _described(V, J) | {"S": rounded(S)}
+        row["exact"] = _described(V, J, other) | {"S": rounded(S)}
     return row
 
 
-def _described(V: Tensor, J: Tensor) -> dict[str, Any]:
+def _described(V: Tensor, J: Tensor, other: Tensor) -> dict[str, Any]:
     plain, energy = analysis.tangent_share(V, J)
-    power = analysis.spectral_density(V)[1].mean(0)
-    return {"plain": rounded(plain, 4), "energy": rounded(energy, 4), "power": rounded(power, 4)}
+    found: dict[str, Any] = {
+        "plain": plain,
+        "energy": energy,
+        "another": analysis.tangent_share(V, other)[0],
+    }
+    found["power"] = analysis.spectral_density(V)[1].mean(0)
+    return {name: rounded(value, 4) for name, value in found.items()}
 
 
 def survey_tangents() -> None:
@@ -209,16 +217,18 @@ def effect_row(p: Model, u: Tensor, i: int, t: int) -> dict[str, Any]:
 
     The change of what is read, from -EFFECT_STRENGTH to +EFFECT_STRENGTH: directions x (ten factors
     and P(Stranger)). "common": the directions u carried to the sample; "random": as many random
-    ones; "local": the sample's own first ones; "tangents": J^T of the ten true tangent vectors of
-    the untreated picture, J the Jacobian of the posterior mean (labels: the ceiling).
+    ones of h, the same for every sample, carried in the same way; "own": the sample's first ones,
+    whose sign means nothing; "tangents": J^T of the ten true tangent vectors of the untreated
+    picture, J the Jacobian of the posterior mean (labels: the ceiling).
     """
     case = cases.admit(p, 3, [i], t)
     r = encoder_svd(p, case, K)
     J = jacobian(posterior_mean(p, t), case.xt)
+    lot = torch.randn(u.shape, generator=torch.Generator().manual_seed(t))
     groups = {
         "common": torch.stack([carry(a, r)[0] for a in u]),
-        "random": cases.gaussian(case, len(u)),
-        "local": r.V[: len(u)],
+        "random": torch.stack([carry(a / a.norm(), r)[0] for a in lot.to(u)]),
+        "own": r.V[: len(u)],
         "tangents": J.pull(analysis.tangents(case.q)),
     }
     row: dict[str, Any] = {"index": i, "t": t}
@@ -263,11 +273,12 @@ def manifold_row(p: Model, i: int, t: int, average: Tensor) -> dict[str, Any]:
 
 def survey_manifold() -> None:
     """Distance of edited images from the true manifold."""
-    p, average, t = load_model("alice"), average_puppet(), settings()["t"]
+    p, average, chosen = load_model("alice"), average_puppet(), protocol()
+    t = chosen["t"]
     answers = job(
         "manifold", list(range(MANIFOLD_SAMPLES)), lambda i: manifold_row(p, i, t, average)
     )
-    head = {"t": t, "strengths": list(MANIFOLD_STRENGTHS), "limit": settings()["limit"]}
+    head = {"t": t, "strengths": list(MANIFOLD_STRENGTHS), "limit": chosen["limit"]}
     publish("manifold", head | {"rows": [a["rows"] for a in answers]}, answers)
 
 

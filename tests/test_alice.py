@@ -7,7 +7,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import mathkit as mk
-from mathkit import analysis, jobs, neurons, puppets, results, scores, treatment
+from mathkit import analysis, jobs, neurons, puppets, results, scores, treatment, trials
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +99,21 @@ def test_a_row_of_the_treatment_table_is_what_it_was(p):
     stored = table["rows"][name][k]
     for mark in ("side", "outside", "factor"):
         assert float(marks[mark][0]) == pytest.approx(stored[mark][j], rel=0.1, abs=0.02), (name, j)
+
+
+@pytest.mark.parametrize("name", trials.TABLES)
+def test_a_row_of_the_trial_is_what_it_was(p, name):
+    table, chosen = results.stored(name), trials.protocol()
+    ward = trials.Ward(chosen["limit"], trials.kept())
+    plan = trials.plan_for(chosen, name, len(table["index"]) - 1)
+    row = random.choice(
+        [name for name in plan if not name.endswith(("course", "aftercare"))] or list(plan)
+    )
+    j = random.randrange(len(table["index"]))
+    (now, *_) = ward.sweep(table["seed"], table["index"][j], {row: plan[row][:1]})
+    then = table["rows"][row][0]
+    for mark in ("side", "outside"):
+        assert now[mark] == pytest.approx(then[mark][j] / 1000, rel=0.1, abs=0.02), (row, j)
 
 
 def test_a_row_of_when_he_is_decided_is_what_it_was(p, truth):

@@ -34,6 +34,13 @@ def test_a_job_that_is_stopped_does_only_what_is_missing(scratch):
     assert done == [1, 2, None, 3, 4]
 
 
+def test_answers_to_other_items_are_not_taken_for_these(scratch):
+    results.job("squares", [(1, 2), (3, 4)], sum)
+    assert [a["rows"] for a in results.job("squares", [(1, 2), (3, 4), (5, 6)], sum)] == [3, 7, 11]
+    with pytest.raises(ValueError, match=r"the answer to \[1, 2\], not to \[1, 3\]: delete"):
+        results.job("squares", [(1, 3), (3, 4)], sum)
+
+
 def test_a_published_table_says_where_it_comes_from_and_is_found_again(scratch):
     answers = results.job("squares", [1, 2], lambda i: i)
     results.publish("squares", {"rows": [1, 2]}, answers)

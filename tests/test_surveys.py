@@ -37,12 +37,19 @@ def test_a_tangent_row_holds_shares_and_the_truths_own(p, truth, monkeypatch):
     row = surveys.tangent_row(p, truth, frame=2, t=900, k=4)
     assert row["ess"] > 50
     for name in (*surveys.MAPS, "exact"):
-        assert 0 <= row[name]["plain"] <= 1 and 0 <= row[name]["energy"] <= 1
+        assert all(0 <= row[name][share] <= 1 for share in ("plain", "energy", "another"))
         assert sum(row[name]["power"]) == pytest.approx(1.0, abs=5e-3)
     assert row["exact"]["energy"] > 100 * 3 / p.shape.numel()  # against chance
     for name in surveys.MAPS:
         total, error = row[name]["total"]
         assert sum(s**2 for s in row[name]["S"]) < total + 4 * error
+
+
+def test_a_span_of_tangents_holds_its_own_and_not_anothers():
+    mine, other = (analysis.tangents(q) for q in puppets.sample_factors(2, seed=21).split(1))
+    V = torch.linalg.qr(mine.flatten(1).T).Q.T.reshape(mine.shape)
+    found = surveys._described(V, mine, other)
+    assert found["plain"] == pytest.approx(1, abs=1e-3) and found["another"] < 0.9
 
 
 def test_no_exact_posterior_where_the_bank_does_not_suffice(p, truth):
@@ -85,7 +92,7 @@ def test_an_effect_row_holds_a_change_for_every_direction_and_factor(p):
     u, agreement = surveys.common_directions(p, 500)
     assert u.shape == (2, 8, 8, 8) and agreement[0] >= agreement[1]
     row = surveys.effect_row(p, u, i=1, t=500)
-    sizes = {k: torch.tensor(row[k]).shape for k in ("common", "random", "local", "tangents")}
+    sizes = {k: torch.tensor(row[k]).shape for k in ("common", "random", "own", "tangents")}
     assert sizes.pop("tangents") == (10, 11) and set(sizes.values()) == {(2, 11)}
 
 
