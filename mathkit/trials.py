@@ -44,7 +44,7 @@ from .scores import rounded
 PROTOCOL, KEPT = "protocol.json", "results/kept.safetensors"
 DEVELOPMENT = 1  # the seed of the development samples
 EDIT_TIME, AFTER = 583, (458, 333)
-TEST, SMALL = 100, 24  # samples of the rows compared first, and of the others
+TEST, SMALL = 100, 20  # samples of the rows compared first, and of the others
 # Development samples: to carry directions from, to learn from, to set doses on.
 SOURCES, STUDIED, PATIENTS = 10, 250, 8
 GRID = (0.005, 0.015, 0.04, 0.1, 0.3, 0.8)
