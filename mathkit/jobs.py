@@ -297,7 +297,7 @@ JOBS: dict[str, tuple[Callable[[], None], int]] = {
     "protocol": (write_protocol, 15),
     **{
         name: (functools.partial(run_trial, name), minutes)
-        for name, minutes in zip(TABLES, (110, 60, 70, 45), strict=True)
+        for name, minutes in zip(TABLES, (30, 35, 20, 20), strict=True)
     },
     "always": (run_always, 25),
     **SURVEYS,

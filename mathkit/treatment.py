@@ -139,12 +139,15 @@ def cared_for(
     """
     now = case.t
     for t in times:
-        later, moved, now = _later(p, case, t), descend(p, moved, now, t), t
-        moved = settle(p, later, again(later, moved) if again else moved)
+        there, moved, now = later(p, case, t), descend(p, moved, now, t), t
+        moved = settle(p, there, again(there, moved) if again else moved)
     return moved
 
 
-_later = functools.lru_cache(maxsize=8)(at)
+@functools.lru_cache(maxsize=8)
+def later(p: Model, case: Cases, t: int) -> Cases:
+    """The same case, untreated, at a later grid time; kept for the next row that asks."""
+    return at(p, case, t)
 
 
 def settle(p: Model, case: Cases, x: Tensor, rounds: int = ROUNDS) -> Tensor:

@@ -44,7 +44,8 @@ from .scores import rounded
 PROTOCOL, KEPT = "protocol.json", "results/kept.safetensors"
 DEVELOPMENT = 1  # the seed of the development samples
 EDIT_TIME, AFTER = 583, (458, 333)
-TEST, SMALL = 100, 20  # samples of the rows compared first, and of the others
+# Samples of the rows compared first, those of them at every strength, samples of the other rows.
+TEST, SMALL, FEW = 100, 20, 16
 # Development samples: to carry directions from, to learn from, to set doses on.
 SOURCES, STUDIED, PATIENTS = 10, 250, 8
 GRID = (0.005, 0.015, 0.04, 0.1, 0.3, 0.8)
@@ -109,9 +110,9 @@ ROWS = FIRST + OTHERS
 # table -> its rows, whether its samples are the ill ones, and how many of them.
 TABLES = {
     "trial": (FIRST, True, TEST),
-    "trial_others": (OTHERS, True, SMALL),
+    "trial_others": (OTHERS, True, FEW),
     "trial_healthy": (FIRST, False, TEST),
-    "trial_healthy_others": (OTHERS, False, SMALL),
+    "trial_healthy_others": (OTHERS, False, FEW),
 }
 
 
