@@ -294,7 +294,7 @@ JOBS: dict[str, tuple[Callable[[], None], int]] = {
     "neuron_off": (switch_off, 40),
     "turned": (turn, 25),
     "superposition": (toys, 60),
-    "protocol": (write_protocol, 15),
+    "protocol": (write_protocol, 35),
     **{
         name: (functools.partial(run_trial, name), minutes)
         for name, minutes in zip(TABLES, (30, 35, 20, 20), strict=True)
