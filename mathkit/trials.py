@@ -1,6 +1,6 @@
 """The trial: its protocol, fixed on development samples and committed, then the test, once.
 
-`python -m mathkit results protocol` writes data/protocol.json and data/results/kept.safetensors;
+`python -m mathkit results protocol` writes data/protocol.json and data/kept.safetensors;
 `... trial`, `trial_others` and `trial_healthy` treat the test samples by it.
 """
 
@@ -41,7 +41,7 @@ from .results import (
 )
 from .scores import rounded
 
-PROTOCOL, KEPT = "protocol.json", "results/kept.safetensors"
+PROTOCOL, KEPT = "protocol.json", "kept.safetensors"
 DEVELOPMENT = 1  # the seed of the development samples
 EDIT_TIME, AFTER = 583, (458, 333)
 # Samples of the rows compared first, those of them at every strength, samples of the other rows.
