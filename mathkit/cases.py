@@ -35,7 +35,7 @@ class Cases:
     factors, fitted through the renderer. distance (B,): its distance to the manifold. cure: the
     true counterfactual D* (zero for the healthy). region (B, 64, 64): where |D*| > .05 in some
     channel, grown by 2 pixels; 0 or 1; for the healthy with the D* of a Stranger who might have
-    stood there, drawn for this sample.
+    stood there, drawn for this sample. known: the same cases at other times, once `at` was asked.
     """
 
     seed: int
@@ -48,6 +48,7 @@ class Cases:
     distance: Tensor
     cure: Tensor
     region: Tensor
+    known: dict[int, Cases] = dataclasses.field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -61,7 +62,7 @@ class Cases:
     def _rows(self, rows: slice | Sequence[int]) -> Cases:
         parts = {f: getattr(self, f)[rows] for f in ("xt", "x0", "q", "distance", "cure", "region")}
         index = np.array(self.index)[rows].tolist()
-        return dataclasses.replace(self, index=index, **parts)
+        return dataclasses.replace(self, index=index, known={}, **parts)
 
     def repeat(self, n: int) -> Cases:
         """Every case n times in a row."""
@@ -139,9 +140,11 @@ def _imagined(q: Tensor, seed: int, index: Sequence[int]) -> Tensor:
 
 
 def at(p: Model, cases: Cases, t: int) -> Cases:
-    """The same cases at another grid time. Cost: the network calls from T to t."""
-    xt = trajectory(p, cases.seed, cases.index, t)
-    return dataclasses.replace(cases, t=t, steps=None, xt=xt)
+    """The same cases at another grid time. Cost: the network calls from T to t, the first time."""
+    if t not in cases.known:
+        xt = trajectory(p, cases.seed, cases.index, t)
+        cases.known[t] = dataclasses.replace(cases, t=t, steps=None, xt=xt)
+    return cases.known[t]
 
 
 def finish(p: Model, x: Tensor, t: int, steps: int | None = None, **how: Any) -> Tensor:

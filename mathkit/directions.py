@@ -36,16 +36,19 @@ class Row:
       "h", "pooled", "mean": the top right singular vectors of the encoder, of the encoder with h
       summed over its places, of the posterior mean; "span": `among` random orthonormal vectors of
       the span of the top TRIED of "mean";
+      "aimed": J^T (average - E), the way to the average puppet pulled back through the Jacobian of
+      the posterior mean E, one VJP; under the key "noise" a random way in its place;
       "carried": the directions of h kept under `key`, lifted to x_t; "another": another sample's
       direction of x_t as it is;
       "reader", "oracle", "counterfactual": references, see `reference`.
-    masked: the map keeps only the region's pixels. rest: r', the directions of the map to the rest
-    that are projected out. among: of how many candidates the rule of `direction` chooses; 1 takes
-    the first. lift: how a carried u becomes v, "isometry" or "pinv" (`mk.transport`) or "pull",
-    J^T u. sign: -1 goes the wrong way on purpose. t: the time of the edit, None the common one.
-    edit: "move", "guide", "shoot", "inject"; normalised: eq. 4 of 2302.12469 afterwards; after:
-    times of the aftercare (`treatment.settle`); course: the step is taken again at each of them,
-    along the direction found there; boost: below this time the way down is stochastic, eta = 1.
+    masked: the map, or what is pulled, keeps only the region's pixels. rest: r', the directions of
+    the map to the rest that are projected out. among: of how many candidates the rule of
+    `direction` chooses; 1 takes the first. lift: how a carried u becomes v, "isometry" or "pinv"
+    (`mk.transport`) or "pull", J^T u. sign: -1 goes the wrong way on purpose. t: the time of the
+    edit, None the common one. edit: "move", "guide", "shoot", "inject"; normalised: eq. 4 of
+    2302.12469 afterwards; after: times of the aftercare (`treatment.settle`); course: those of them
+    at which the step is taken again, along the direction found there; boost: below this time the
+    way down is stochastic, eta = 1.
     supervision: what the rule is told beyond x_t and the average puppet.
     """
 
@@ -62,12 +65,13 @@ class Row:
     edit: str = "move"
     normalised: bool = False
     after: tuple[int, ...] = ()
-    course: bool = False
+    course: tuple[int, ...] = ()
     boost: int | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "after", tuple(self.after))  # JSON gives a list
-        if self.course and not (self.after and self.edit == "move"):
+        for name in ("after", "course"):  # JSON gives lists
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if not set(self.course) <= set(self.after) or (self.course and self.edit != "move"):
             raise ValueError(f"row {self.name!r}: a course is of moves, at times given by after")
 
 
@@ -81,23 +85,26 @@ def direction(p: Model, case: Cases, row: Row, average: Tensor, kept: Kept | Non
     rows of kind "carried" and "another" use. Cost for one case: a few dozen passes of the encoder
     or of the network.
     """
-    found = candidates(p, case, row, kept)
+    found = candidates(p, case, row, average, kept)
     if row.kind in GIVEN and len(found) == 1:
         return row.sign * found
     pushed = mean_map(p, case).push(found)
     seen = inside(case).push(pushed) if row.supervision == "region" else pushed
-    with torch.no_grad():
-        towards = average - p.clean(case.xt, case.t)
-    product = (seen * towards).sum((1, 2, 3))
+    product = (seen * towards(p, case, average)).sum((1, 2, 3))
     i = int(product.abs().argmax())
     return found[i : i + 1] * (row.sign if product[i] >= 0 else -row.sign)
 
 
-def candidates(p: Model, case: Cases, row: Row, kept: Kept | None = None) -> Tensor:
+def candidates(
+    p: Model, case: Cases, row: Row, average: Tensor, kept: Kept | None = None
+) -> Tensor:
     """The row's unit directions before index and sign are chosen, (row.among, *shape)."""
     if row.kind in ("random", "noise"):
         return gaussian(case, row.among)
-    if row.kind in ("carried", "another"):
+    if row.kind == "aimed":
+        target = gaussian(case, stream=4) if row.key == "noise" else towards(p, case, average)
+        V = mean_map(p, case).pull(inside(case).push(target) if row.masked else target)
+    elif row.kind in ("carried", "another"):
         V = _kept(p, case, row, kept)
     elif row.kind in ("reader", "oracle", "counterfactual"):
         V = reference(p, case, row.kind)
@@ -110,6 +117,12 @@ def candidates(p: Model, case: Cases, row: Row, kept: Kept | None = None) -> Ten
     if row.rest:
         V = project_out(V, rest_svd(p, case, max(row.rest, REST)).V[: row.rest])
     return _unit(V)
+
+
+def towards(p: Model, case: Cases, average: Tensor) -> Tensor:
+    """average - E(x_t): the way from the case's posterior mean to the average puppet."""
+    with torch.no_grad():
+        return average - p.clean(case.xt, case.t)
 
 
 def _kept(p: Model, case: Cases, row: Row, kept: Kept | None) -> Tensor:
@@ -147,7 +160,7 @@ def local_directions(p: Model, case: Cases, kind: str, masked: bool, k: int) -> 
     return svd(inside(case) @ A if masked and kind == "mean" else A, k).V
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=16)
 def rest_svd(p: Model, case: Cases, k: int) -> SVD:
     """`svd` of rank k of the Jacobian of the posterior mean outside the region at x_t."""
     return svd(outside(case) @ mean_map(p, case), k)

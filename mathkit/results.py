@@ -168,12 +168,14 @@ def find_ill(name: str, p: Model, seed: int, wanted: int, t: int) -> tuple[list[
     return find(name, look, wanted)
 
 
-def find(name: str, look: Callable[[int], Sequence[bool]], wanted: int) -> tuple[list[int], int]:
-    """The first `wanted` indices for which look(start)[index - start] holds, and how many were
-    looked at to find them. A job of its own, in lots of 100."""
+def find(
+    name: str, look: Callable[[int], Sequence[bool]], wanted: int, start: int = 0
+) -> tuple[list[int], int]:
+    """The first `wanted` indices from `start` on for which look(i)[index - i] holds, and how many
+    were looked at to find them. A job of its own, in lots of 100."""
     lots = 2
     while True:
-        answers = job(name, list(range(0, 100 * lots, 100)), look)
+        answers = job(name, list(range(start, start + 100 * lots, 100)), look)
         found = [a["item"] + i for a in answers for i, yes in enumerate(a["rows"]) if yes]
         if len(found) >= wanted:
             return found[:wanted], 100 * lots

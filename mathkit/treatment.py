@@ -116,7 +116,9 @@ def _again(
     case: Cases,
     x: Tensor,
 ) -> Tensor:
-    """One more step of a course, at the time of `case`, on x (len(strengths), *shape)."""
+    """x (len(strengths), *shape) after one more step, where `row` takes one at the case's time."""
+    if case.t not in row.course:
+        return x
     if find is None:
         raise ValueError(f"row {row.name!r} is a course: give `find`, the direction at later times")
     v = find(case)
@@ -139,15 +141,9 @@ def cared_for(
     """
     now = case.t
     for t in times:
-        there, moved, now = later(p, case, t), descend(p, moved, now, t), t
+        there, moved, now = at(p, case, t), descend(p, moved, now, t), t
         moved = settle(p, there, again(there, moved) if again else moved)
     return moved
-
-
-@functools.lru_cache(maxsize=8)
-def later(p: Model, case: Cases, t: int) -> Cases:
-    """The same case, untreated, at a later grid time; kept for the next row that asks."""
-    return at(p, case, t)
 
 
 def settle(p: Model, case: Cases, x: Tensor, rounds: int = ROUNDS) -> Tensor:
@@ -180,10 +176,9 @@ def sweep(
     """Every row at every strength on every case: one flat record each, in that order."""
     records = []
     for i in range(len(cases)):
-        times = {cases.t: cases[i]}
+        one = cases[i]
         for row in rows:
-            t = cases.t if row.t is None else row.t
-            case = times[t] = times.get(t) or at(p, cases[i], t)
+            case = one if row.t in (None, one.t) else at(p, one, row.t)
             find = functools.partial(direction, p, row=row, average=average, kept=kept)
             images = treat(p, case, row, find(case), strengths(row), find)
             marks = judge(case.repeat(len(images)), images, limit, unrelated)

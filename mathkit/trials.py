@@ -9,7 +9,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import os
+import pathlib
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,6 +33,7 @@ from .models import Model
 from .puppets import STRANGER
 from .results import (
     DOSES,
+    SCRATCH,
     TEST_FROM,
     average_puppet,
     find,
@@ -44,6 +48,8 @@ from .scores import rounded
 PROTOCOL, KEPT = "protocol.json", "kept.safetensors"
 DEVELOPMENT = 1  # the seed of the development samples
 EDIT_TIME, AFTER = 583, (458, 333)
+EARLY, STEPS = 749, (666, 583)  # where a course begins, and its further steps
+SPENT = 1000  # test samples that an earlier protocol has opened
 # Samples of the rows compared first, those of them at every strength, samples of the other rows.
 TEST, SMALL, FEW = 100, 20, 16
 # Development samples: to carry directions from, to learn from, to set doses on.
@@ -52,43 +58,60 @@ GRID = (0.005, 0.015, 0.04, 0.1, 0.3, 0.8)
 LOW = 0.035  # a dose below the two of the table, for the rows compared first
 MARKS = ("p", "left", "side", "outside", "factor", "worst")  # stored in thousandths
 ALWAYS, FRESH = "carried", 1000  # what a patient gets who is not looked at; on how many samples
-PRIMARY, CONTROL = "masked mean, course", "random, course"
+PRIMARY, CONTROL = "aimed, course", "random, course"
+_AIMED = Row("", "aimed", masked=True, rest=5, supervision="region")
 _MEAN = Row("", "mean", masked=True, rest=5, among=TRIED, supervision="region")
 _H = Row("", "h", among=TRIED, supervision="region")
+
+
+_RANDOM = Row("", "random", among=TRIED, supervision="region")
+_CARRIED = Row("", "carried", key="clicked", supervision="click")
+_ORACLE = Row("", "oracle", supervision="truth")
 
 
 def _row(base: Row, name: str, **changes: Any) -> Row:
     return dataclasses.replace(base, name=name, **changes)
 
 
+def _course(base: Row, name: str, **changes: Any) -> Row:
+    how: dict[str, Any] = {"t": EARLY, "after": (*STEPS, *AFTER), "course": STEPS}
+    return _row(base, name, **(how | changes))
+
+
 FIRST = (  # compared on all test samples
-    _row(_MEAN, PRIMARY, after=AFTER, course=True),
-    Row(CONTROL, "random", among=TRIED, supervision="region", after=AFTER, course=True),
+    _course(_AIMED, PRIMARY),
+    _course(_RANDOM, CONTROL),
 )
 OTHERS = (
     Row("random", "random"),
-    Row("random, best of 6", "random", among=TRIED, supervision="region"),
-    Row("random, aftercare", "random", among=TRIED, supervision="region", after=AFTER),
+    _row(_RANDOM, "random, best of 6"),
+    _row(_RANDOM, "random, aftercare", after=AFTER),
     Row("fresh noise", "noise"),
     Row("fresh noise, aftercare", "noise", after=AFTER),
     Row("random in the span", "span", masked=True, among=TRIED, supervision="region"),
     Row("another's direction", "another", key="clicked x", supervision="click"),
-    _row(_MEAN, "wrong sign, course", sign=-1, after=AFTER, course=True),
+    _course(_AIMED, "aimed at noise, course", key="noise"),
+    _course(_AIMED, "wrong sign, course", sign=-1),
+    _row(_AIMED, "aimed"),
+    _row(_AIMED, "aimed, aftercare", after=AFTER),
+    _course(_AIMED, "aimed, late course", t=None, after=AFTER, course=AFTER),
     Row("PCA of h", "carried", key="pca", lift="pull", among=TRIED, supervision="region"),
     Row("h, first", "h"),
     _row(_H, "h, best of 6"),
     Row("pooled h, best of 6", "pooled", among=TRIED, supervision="region"),
     _row(_H, "h, aftercare", after=AFTER),
-    _row(_H, "h, course", after=AFTER, course=True),
+    _course(_H, "h, course"),
     _row(_H, "h, projected off 5", rest=5),
     _row(_H, "h, projected off 20", rest=20),
     _row(_MEAN, "masked mean", rest=0),
     _row(_MEAN, "masked mean, projected"),
     _row(_MEAN, "masked mean, projected off 20", rest=20),
     _row(_MEAN, "masked mean, aftercare", after=AFTER),
-    Row("carried", "carried", key="clicked", supervision="click"),
-    Row("carried, pinv", "carried", key="clicked", lift="pinv", supervision="click"),
-    Row("carried, course", "carried", key="clicked", supervision="click", after=AFTER, course=True),
+    _course(_MEAN, "masked mean, course"),
+    _course(_MEAN, "masked mean, late course", t=None, after=AFTER, course=AFTER),
+    _row(_CARRIED, "carried"),
+    _row(_CARRIED, "carried, pinv", lift="pinv"),
+    _course(_CARRIED, "carried, course"),
     Row("global", "carried", key="global", supervision="click"),
     Row("matched", "carried", key="matched", supervision="click"),
     _row(_MEAN, "masked mean, guided", edit="guide"),
@@ -102,8 +125,8 @@ OTHERS = (
     *(_row(_H, f"h at {t}", t=t) for t in (749, 666, 500, 416)),
     Row("mean difference of h", "carried", key="difference", lift="pull", supervision="labels"),
     Row("reader's gradient", "reader", supervision="labels"),
-    Row("oracle", "oracle", supervision="truth"),
-    Row("oracle, course", "oracle", supervision="truth", after=AFTER, course=True),
+    _row(_ORACLE, "oracle"),
+    _course(_ORACLE, "oracle, course"),
     Row("counterfactual", "counterfactual", supervision="truth"),
 )
 ROWS = FIRST + OTHERS
@@ -208,6 +231,18 @@ def kept() -> dict[str, Tensor]:
     raise FileNotFoundError(f"no {KEPT} in data/: run `python -m mathkit results protocol`")
 
 
+def _once(place: pathlib.Path, find: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """What the first process finds, in half precision, by way of a file that all others await."""
+    if processes()[0] == 0 and not place.exists():
+        found = {name: v.half().contiguous() for name, v in find().items()}
+        place.parent.mkdir(parents=True, exist_ok=True)
+        save_file(found, place.with_suffix(".part"))
+        os.replace(place.with_suffix(".part"), place)
+    while not place.exists():
+        time.sleep(1)
+    return load_file(place)
+
+
 def write_protocol() -> None:
     """Set limit and strengths on development samples, keep their directions, write both.
 
@@ -215,7 +250,7 @@ def write_protocol() -> None:
     strengths: for each row the ones whose mean side effect on PATIENTS ill samples is DOSES.
     """
     p = load_model("alice")
-    half = {name: v.half() for name, v in studied(p).items()}
+    half = _once(SCRATCH / f"kept-{fingerprint()[:12]}.safetensors", lambda: studied(p))
     ward = Ward(0.0, {name: v.float() for name, v in half.items()})
     distances = job(
         "protocol_limit",
@@ -230,7 +265,7 @@ def write_protocol() -> None:
     if processes()[0] > 0:
         return
     place = weights.clone() / KEPT
-    save_file({name: v.contiguous() for name, v in half.items()}, place)
+    save_file(half, place)
     doses = {row.name: strengths_of(row, effects[row.name]) for row in ROWS}
     table = {
         "t": EDIT_TIME, "limit": ward.limit, "unrelated": ward.unrelated,
@@ -263,8 +298,8 @@ def run_trial(name: str) -> None:
     if chosen["weights"] != fingerprint():
         raise ValueError(f"{PROTOCOL} was fixed on other weights: run `... results protocol` first")
     ward, (_, ill, count) = Ward(chosen["limit"], kept()), TABLES[name]
-    found, looked = find("trial_look", lambda i: look(ward.p, TEST_FROM, i), TEST)
-    healthy = [i for i in range(looked) if i not in set(found)]
+    found, looked = find("trial_look", lambda i: look(ward.p, TEST_FROM, i), TEST, SPENT)
+    healthy = [i for i in range(SPENT, SPENT + looked) if i not in set(found)]
     index = (found if ill else healthy)[:count]
     answers = job(
         name,

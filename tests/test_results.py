@@ -41,6 +41,14 @@ def test_answers_to_other_items_are_not_taken_for_these(scratch):
         results.job("squares", [(1, 3), (3, 4)], sum)
 
 
+def test_the_first_that_are_wanted_are_found_from_a_start(scratch):
+    def look(start):
+        return [i % 90 == 0 for i in range(start, start + 100)]
+
+    assert results.find("tens", look, 3) == ([0, 90, 180], 200)
+    assert results.find("later", look, 3, 1000) == ([1080, 1170, 1260], 400)
+
+
 def test_a_published_table_says_where_it_comes_from_and_is_found_again(scratch):
     answers = results.job("squares", [1, 2], lambda i: i)
     results.publish("squares", {"rows": [1, 2]}, answers)

@@ -247,6 +247,8 @@ SOME = [
     Row("pca", "carried", key="u", lift="pull", among=3, supervision="region"),
     Row("another", "another", key="x"),
     Row("reader", "reader"),
+    Row("aimed", "aimed", masked=True, rest=2, supervision="region"),
+    Row("at noise", "aimed", masked=True, key="noise", supervision="region"),
 ]
 
 
@@ -278,15 +280,46 @@ def test_what_is_kept_is_taken_by_index_and_lifted_as_told(small):
 
 def test_local_rows_are_the_singular_vectors_of_their_map(small):
     p, case = small
-    pooled = directions.candidates(p, case, Row("pooled", "pooled", among=3))
+    average = torch.zeros_like(case.x0)
+    pooled = directions.candidates(p, case, Row("pooled", "pooled", among=3), average)
     exact = mk.svd(encoder_map(p, case, "sum"), 3).V
     assert (pooled.flatten(1) @ exact.flatten(1).T).abs().diagonal().min() > 0.999
     V = directions.local_directions(p, case, "mean", True, directions.TRIED).flatten(1)
-    span = directions.candidates(p, case, SOME[1]).flatten(1)
+    span = directions.candidates(p, case, SOME[1], average).flatten(1)
     assert torch.allclose(span @ span.T, torch.eye(4), atol=1e-4)
     assert torch.allclose(span @ V.T @ V, span, atol=1e-4)
     with pytest.raises(ValueError, match="no row is of kind"):
-        directions.candidates(p, case, Row("x", "nonsense"))
+        directions.candidates(p, case, Row("x", "nonsense"), average)
+
+
+def test_no_first_step_gains_more_than_the_aimed_one(small):
+    p, case = small
+    average = torch.full_like(case.x0, 0.3)
+    row = Row("aimed", "aimed", masked=True, supervision="region")
+
+    def gain(v):
+        s, spot = 1e-2, case.region[:, None]
+        with torch.no_grad():
+            ends = [p.clean(case.xt + a * v, case.t) for a in (-s, s)]
+            way = average - p.clean(case.xt, case.t)
+        return float(((ends[1] - ends[0]) / (2 * s) * way * spot).sum())
+
+    v = directions.direction(p, case, row, average)
+    noise = directions.direction(p, case, dataclasses.replace(row, key="noise"), average)
+    best = directions.direction(p, case, Row("m", "mean", True, 0, 6, "region"), average)
+    lot = directions.gaussian(case, 20)
+    others = [gain(u) for u in (noise, best, *lot.split(1))]
+    assert gain(v) > max(others) and min(others[:2]) > 0
+    whole = directions.direction(p, case, dataclasses.replace(row, masked=False), average)
+    assert not torch.allclose(v, whole, atol=1e-3)
+
+
+def test_an_aimed_direction_is_the_pull_by_hand(ill, known):
+    case, average = ill[0], ill.x0[1:2]
+    way = (average - known.clean(case.xt, case.t)) * case.region
+    row = Row("aimed", "aimed", masked=True, supervision="region")
+    v = directions.direction(known, case, row, average)
+    assert torch.allclose(v, unit(known.clean(way, case.t)), atol=1e-4)  # M is symmetric
 
 
 def test_references_do_what_they_say(small, ill, known):
@@ -362,7 +395,7 @@ def test_the_aftercare_follows_its_times(small):
 
 def test_a_course_takes_its_step_again_at_each_later_time(small):
     p, case = small
-    row = Row("r", "random", after=(208, 83), course=True)
+    row = Row("r", "random", after=(208, 125, 83), course=(208, 83))
     asked = []
 
     def find(later):
@@ -370,9 +403,7 @@ def test_a_course_takes_its_step_again_at_each_later_time(small):
         return treatment.gaussian(later)
 
     course = treatment.treat(p, case, row, find(case), [1e-6, 0.05], find)
-    once = treatment.treat(
-        p, case, dataclasses.replace(row, course=False), find(case), [1e-6, 0.05]
-    )
+    once = treatment.treat(p, case, dataclasses.replace(row, course=()), find(case), [1e-6, 0.05])
     assert asked == [case.t, 208, 83, case.t]
     assert torch.allclose(course[0], once[0], atol=1e-3)
     assert not torch.allclose(course[1], once[1], atol=1e-3)
@@ -381,9 +412,9 @@ def test_a_course_takes_its_step_again_at_each_later_time(small):
 def test_a_course_needs_times_and_somebody_to_ask(small):
     p, case = small
     with pytest.raises(ValueError, match="at times given by after"):
-        Row("r", "random", course=True)
+        Row("r", "random", after=(208,), course=(208, 83))
     with pytest.raises(ValueError, match="give `find`"):
-        row = Row("r", "random", after=(208,), course=True)
+        row = Row("r", "random", after=(208,), course=(208,))
         treatment.treat(p, case, row, treatment.gaussian(case), [0.05])
 
 

@@ -25,9 +25,9 @@ def test_every_row_has_a_name_of_its_own_and_survives_json():
 def test_the_control_gets_every_choice_that_the_primary_row_gets():
     by_name = {row.name: row for row in trials.ROWS}
     primary, control = by_name[trials.PRIMARY], by_name[trials.CONTROL]
-    for choice in ("among", "supervision", "after", "course", "edit", "sign", "t"):
+    for choice in ("supervision", "after", "course", "edit", "sign", "t"):
         assert getattr(primary, choice) == getattr(control, choice)
-    assert control.kind == "random"
+    assert control.kind == "random" and control.among >= primary.among
 
 
 def test_strengths_are_read_off_the_measured_side_effects():
@@ -108,6 +108,18 @@ def test_what_is_learnt_on_development_samples(learnt):
     axes = kept["pca"].flatten(1)
     assert torch.allclose(axes @ axes.T, torch.eye(6), atol=1e-3)
     assert torch.allclose(kept["clicked"].flatten(1).norm(dim=1), torch.ones(3), atol=1e-4)
+
+
+def test_what_one_process_finds_is_kept_for_the_others(tmp_path):
+    calls = []
+
+    def find():
+        calls.append(1)
+        return {"u": torch.tensor([1.0, 1e-4])}
+
+    for _ in range(2):
+        found = trials._once(tmp_path / "scratch" / "kept.safetensors", find)
+    assert calls == [1] and torch.equal(found["u"], torch.tensor([1.0, 1e-4]).half())
 
 
 def test_the_ward_treats_a_sample_by_the_plan(learnt):
