@@ -33,10 +33,10 @@ TIMES = (900, 800, 700, 600, 500, 400, 300, 200, 100)
 K = 10  # directions of every subspace figure
 FRAMES, PAIRED = 10, 8  # frames of the show a time; frames whose subspaces are compared
 PATHS, SEGMENTS, PATH_TIMES = 10, 12, (957, 500)
-EFFECT_TIMES, EFFECT_SAMPLES, SOURCES, GLOBAL = (874, 500), 24, 10, 6
+EFFECT_TIMES, EFFECT_SAMPLES, SOURCES, GLOBAL = (874, 500), 12, 10, 6
 EFFECT_STRENGTH = 0.05
 BOTH = (*NETWORKS, "understudy")
-MANIFOLD_SAMPLES, MANIFOLD_STRENGTHS = 24, (0.02, 0.05, 0.1, 0.2)
+MANIFOLD_SAMPLES, MANIFOLD_STRENGTHS = 16, (0.02, 0.05, 0.1, 0.2)
 EDITS = {
     "random": Row("random", "random"),
     "plain": Row("plain", "h"),
