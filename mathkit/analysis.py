@@ -91,10 +91,8 @@ def derivative_row(p: Model, truth: Posterior, frame: int, t: int, k: int = 10) 
     gain; overlap: the mean squared cosine between the two top-k subspaces (1 equal, k / n chance);
     error: |E_model - E_exact| / |E_exact|.
     """
-    x0 = puppets.render(truth.draw(frame + 1, 21)[frame:])
+    xt = noised(p, puppets.render(truth.draw(frame + 1, 21)[frame:]), t, seed=frame)
     abar = float(p.alphas_cumprod[t])
-    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(frame))
-    xt = abar**0.5 * x0 + (1 - abar) ** 0.5 * noise
     A = jacobian(posterior_mean(p, t), xt)
     _, s, v = svd(A, k)
     jv, jtv = A.push(v).flatten(1), A.pull(v).flatten(1)
@@ -112,6 +110,13 @@ def derivative_row(p: Model, truth: Posterior, frame: int, t: int, k: int = 10) 
         row |= {"exact": float(abar**0.5 * exact_s[0]), "overlap": overlap(v, exact_v)}
         row |= {"error": float(miss)}
     return {"frame": frame, "t": t} | {name: round(value, 4) for name, value in row.items()}
+
+
+def noised(p: Model, x0: Tensor, t: int, seed: int) -> Tensor:
+    """x_t = sqrt(abar) x0 + sqrt(1 - abar) e, with the standard normal e of `seed`."""
+    abar = float(p.alphas_cumprod[t])
+    e = torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed)).to(x0)
+    return abar**0.5 * x0 + (1 - abar) ** 0.5 * e
 
 
 def overlap(a: Tensor, b: Tensor) -> float:

@@ -36,31 +36,30 @@ def stored(name: str) -> dict[str, Any]:
 
     A table measured without weights (None) is always good.
     """
-    for folder in weights.folders():
-        path = folder / "results" / f"{name}.json"
-        if path.is_file():
-            table = json.loads(path.read_text())
-            now = fingerprint(table.get("networks", NETWORKS))
-            if table["weights"] not in (None, now):
-                raise ValueError(
-                    f"{path} was measured on other weights ({table['weights'][:12]}) than the "
-                    f"shipped ones ({now[:12]}): run `make results`"
-                )
-            return table
-    raise FileNotFoundError(f"no stored results called {name!r}: run `make results`")
+    path = weights.locate(f"results/{name}.json")
+    if path is None:
+        raise FileNotFoundError(f"no stored results called {name!r}: run `make results`")
+    table = json.loads(path.read_text())
+    now = fingerprint(table.get("networks", NETWORKS))
+    if table["weights"] not in (None, now):
+        raise ValueError(
+            f"{path} was measured on other weights ({table['weights'][:12]}) than the "
+            f"shipped ones ({now[:12]}): run `make results`"
+        )
+    return table
 
 
 def is_stored(name: str) -> bool:
     """Whether there is a table data/results/NAME.json, on whatever weights."""
-    return any((folder / "results" / f"{name}.json").is_file() for folder in weights.folders())
+    return weights.locate(f"results/{name}.json") is not None
 
 
 def settings() -> dict[str, Any]:
     """The committed settings of the treatment, data/treatment.json."""
-    for folder in weights.folders():
-        if (folder / SETTINGS).is_file():
-            return json.loads((folder / SETTINGS).read_text())
-    raise FileNotFoundError(f"no {SETTINGS} in data/: run `python -m mathkit results settings`")
+    path = weights.locate(SETTINGS)
+    if path is None:
+        raise FileNotFoundError(f"no {SETTINGS} in data/: run `python -m mathkit results settings`")
+    return json.loads(path.read_text())
 
 
 def fingerprint(networks: Sequence[str] = NETWORKS) -> str:

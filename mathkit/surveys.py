@@ -50,10 +50,7 @@ def noised(p: Model, frame: int, t: int, simple: bool = False) -> tuple[Tensor, 
     """Frame number `frame` of the survey: its factors (1, 13), and x_t with its own noise."""
     draw = puppets.sample_simple if simple else puppets.sample_factors
     q = draw(frame + 1, seed=21)[frame:]
-    abar = float(p.alphas_cumprod[t])
-    x0 = puppets.render(q)
-    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(frame))
-    return q, abar**0.5 * x0 + (1 - abar) ** 0.5 * noise
+    return q, analysis.noised(p, puppets.render(q), t, seed=frame)
 
 
 def the_map(p: Model, name: str, x: Tensor, t: int) -> LinearMap:

@@ -215,20 +215,22 @@ def _nearest(V: Tensor, U: Tensor) -> Tensor:
 
 def protocol() -> dict[str, Any]:
     """The committed protocol, data/protocol.json; FileNotFoundError where there is none."""
-    for folder in weights.folders():
-        if (folder / PROTOCOL).is_file():
-            return json.loads((folder / PROTOCOL).read_text())
-    raise FileNotFoundError(f"no {PROTOCOL} in data/: run `python -m mathkit results protocol`")
+    return json.loads(_found(PROTOCOL).read_text())
 
 
 def kept() -> dict[str, Tensor]:
     """The directions that the protocol keeps; ValueError where the file is not the protocol's."""
-    for folder in weights.folders():
-        if (folder / KEPT).is_file():
-            if weights.sha256(folder / KEPT) != protocol()["kept"]:
-                raise ValueError(f"{folder / KEPT} is not the file that {PROTOCOL} names")
-            return {name: v.float() for name, v in load_file(folder / KEPT).items()}
-    raise FileNotFoundError(f"no {KEPT} in data/: run `python -m mathkit results protocol`")
+    path = _found(KEPT)
+    if weights.sha256(path) != protocol()["kept"]:
+        raise ValueError(f"{path} is not the file that {PROTOCOL} names")
+    return {name: v.float() for name, v in load_file(path).items()}
+
+
+def _found(name: str) -> pathlib.Path:
+    path = weights.locate(name)
+    if path is None:
+        raise FileNotFoundError(f"no {name} in data/: run `python -m mathkit results protocol`")
+    return path
 
 
 def _once(place: pathlib.Path, find: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:

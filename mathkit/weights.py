@@ -37,6 +37,12 @@ def folders() -> list[Path]:
     return [p for p in (*places, package / "data", clone()) if (p / MANIFEST).is_file()]
 
 
+def locate(name: str) -> Path | None:
+    """The file data/`name` in the first of `folders` that has one; None where none has."""
+    places = (folder / name for folder in folders())
+    return next((place for place in places if place.is_file()), None)
+
+
 def clone() -> Path:
     """The `data` folder beside the package in a clone: where `ship` writes."""
     return Path(__file__).resolve().parents[1] / "data"

@@ -7,7 +7,19 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import mathkit as mk
-from mathkit import analysis, jobs, neurons, puppets, results, scores, treatment, trials
+from mathkit import (
+    analysis,
+    cases,
+    directions,
+    jobs,
+    neurons,
+    puppets,
+    results,
+    scores,
+    surveys,
+    treatment,
+    trials,
+)
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +128,54 @@ def test_a_row_of_the_trial_is_what_it_was(p, name):
         assert now[mark] == pytest.approx(then[mark][j] / 1000, rel=0.1, abs=0.02), (row, j)
 
 
+def test_a_row_of_the_tangents_is_what_it_was(p):
+    row, k = a_row("tangent")
+    name = random.choice(surveys.MAPS)
+    q, x = surveys.noised(p, row["frame"], row["t"])
+    V = mk.svd(surveys.the_map(p, name, x, row["t"]), k).V.flatten(1)
+    Q = torch.linalg.qr(analysis.tangents(q).flatten(1).T).Q.T
+    share = float((V @ Q.T).square().sum() / len(Q))
+    assert share == pytest.approx(row[name]["plain"], abs=0.02), (row["frame"], row["t"], name)
+
+
+def test_a_row_of_the_paths_is_what_it_was(p):
+    row, k = a_row("paths")
+    x, y = cases.trajectory(p, 2, [2 * row["pair"], 2 * row["pair"] + 1], row["t"]).split(1)
+    ends = x, x + (y - x) / results.stored("paths")["segments"]
+    spans = [mk.svd(mk.jacobian(mk.encoder(p, row["t"]), z), k).U.flatten(1).double() for z in ends]
+    angles = torch.linalg.svdvals(spans[0] @ spans[1].T).clamp(max=1).arccos()
+    assert float(angles.norm()) == pytest.approx(row["lerp"][0], abs=0.05), (row["pair"], row["t"])
+
+
+def test_a_row_of_the_effects_is_what_it_was(p):
+    row, _ = a_row("effects")
+    case = cases.admit(p, 3, [row["index"]], row["t"])
+    v = mk.svd(mk.jacobian(mk.encoder(p, row["t"]), case.xt), surveys.K).V[:1]
+    s = results.stored("effects")["strength"]
+    ends = treatment.treat(p, case, surveys.EDITS["plain"], v, [-s, s])
+    low, high = mk.read_factors(ends)[:, : puppets.STRANGER + 1]
+    then = torch.tensor(row["own"][0])
+    assert min((high - low - then).abs().max(), (low - high - then).abs().max()) < 0.1, row["index"]
+
+
+def test_a_row_of_the_manifold_is_what_it_was(p):
+    row, _ = a_row("manifold")
+    table, name = results.stored("manifold"), random.choice(["random", "plain"])
+    case = cases.admit(p, 3, [row["index"]], row["t"])
+    v = directions.direction(p, case, surveys.EDITS[name], results.average_puppet())
+    images = treatment.treat(p, case, surveys.EDITS[name], v, table["strengths"])
+    change = (images - case.x0).abs().mean((1, 2, 3))
+    assert change.tolist() == pytest.approx(row[name]["change"], abs=0.02), (row["index"], name)
+
+
+def a_row(name):
+    """A random row of a stored survey, and its number of directions."""
+    if not results.is_stored(name):
+        pytest.skip(f"no table {name}: run `make results NAME={name}`")
+    table = results.stored(name)
+    return random.choice(table["rows"]), table.get("k")
+
+
 def test_a_row_of_when_he_is_decided_is_what_it_was(p, truth):
     table = results.stored("decided")
     row = random.choice(table["rows"])
@@ -137,8 +197,8 @@ def test_a_row_of_the_neurons_is_what_it_was(p):
 def test_a_trial_of_a_neuron_is_what_it_was(p):
     table = results.stored("neurons")
     j = random.randrange(len(table["trials"]["p"]))
-    cases = treatment.admit(p, table["seed"], table["tried_on"], neurons.TIME, neurons.STEPS)
-    now = jobs.try_neuron(p, cases, j)
+    ill = treatment.admit(p, table["seed"], table["tried_on"], neurons.TIME, neurons.STEPS)
+    now = jobs.try_neuron(p, ill, j)
     assert now["side"] == pytest.approx(table["trials"]["side"][j], rel=0.05, abs=0.01), j
 
 
