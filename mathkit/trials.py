@@ -62,8 +62,6 @@ PRIMARY, CONTROL = "aimed, course", "random, course"
 _AIMED = Row("", "aimed", masked=True, rest=5, supervision="region")
 _MEAN = Row("", "mean", masked=True, rest=5, among=TRIED, supervision="region")
 _H = Row("", "h", among=TRIED, supervision="region")
-
-
 _RANDOM = Row("", "random", among=TRIED, supervision="region")
 _CARRIED = Row("", "carried", key="clicked", supervision="click")
 _ORACLE = Row("", "oracle", supervision="truth")
@@ -74,8 +72,7 @@ def _row(base: Row, name: str, **changes: Any) -> Row:
 
 
 def _course(base: Row, name: str, **changes: Any) -> Row:
-    how: dict[str, Any] = {"t": EARLY, "after": (*STEPS, *AFTER), "course": STEPS}
-    return _row(base, name, **(how | changes))
+    return _row(base, name, t=EARLY, after=(*STEPS, *AFTER), course=STEPS, **changes)
 
 
 FIRST = (  # compared on all test samples
@@ -94,7 +91,7 @@ OTHERS = (
     _course(_AIMED, "wrong sign, course", sign=-1),
     _row(_AIMED, "aimed"),
     _row(_AIMED, "aimed, aftercare", after=AFTER),
-    _course(_AIMED, "aimed, late course", t=None, after=AFTER, course=AFTER),
+    _row(_AIMED, "aimed, late course", after=AFTER, course=AFTER),
     Row("PCA of h", "carried", key="pca", lift="pull", among=TRIED, supervision="region"),
     Row("h, first", "h"),
     _row(_H, "h, best of 6"),
@@ -108,7 +105,7 @@ OTHERS = (
     _row(_MEAN, "masked mean, projected off 20", rest=20),
     _row(_MEAN, "masked mean, aftercare", after=AFTER),
     _course(_MEAN, "masked mean, course"),
-    _course(_MEAN, "masked mean, late course", t=None, after=AFTER, course=AFTER),
+    _row(_MEAN, "masked mean, late course", after=AFTER, course=AFTER),
     _row(_CARRIED, "carried"),
     _row(_CARRIED, "carried, pinv", lift="pinv"),
     _course(_CARRIED, "carried, course"),
