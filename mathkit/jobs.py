@@ -4,45 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 
-from . import analysis, neurons, treatment, weights
+from . import analysis, neurons, treatment
+from .cases import finish, read_stranger, trajectory
 from .factors import read_factors
 from .loading import load_model
 from .models import Model
 from .puppets import CONTINUOUS, FEW, STRANGER, Posterior
-from .results import (
-    CONTROL,
-    DOSES,
-    EDIT_TIME,
-    PRIMARY,
-    SETTINGS,
-    STEPS,
-    TEST_FROM,
-    average_puppet,
-    find_ill,
-    fingerprint,
-    is_stored,
-    job,
-    processes,
-    publish,
-    settings,
-    stored,
-    unrelated_distance,
-    write_card,
-)  # fmt: skip
+from .results import TEST_FROM, find, is_stored, job, publish, stored, write_card
 from .scores import rounded
 from .surveys import SURVEYS
 from .sweeps import SEEDS, SWEEPS, row
-from .trials import TABLES, run_always, run_trial, write_protocol
+from .trials import TABLES, protocol, run_always, run_trial, write_protocol
 
 BAR = "Strangers 12 to 18 %, each KS at most .10, correlation at most .1, Frechet ratio at most 10"
-GRID = (0.005, 0.015, 0.035, 0.08, 0.2, 0.5, 1.0)
+HALFWAY, CALLS = 500, 12  # where the neurons are met, and the network calls from there
 DECIDED_TIMES = (957, 874, 791, 749, 708, 666, 624, 583, 541, 500, 458, 375)
 
 
@@ -96,81 +76,23 @@ def measure(name: str, truth: Posterior, samples: int, frames: int, moving: Sequ
     write_card(f"{name}/unet/diffusion_pytorch_model.safetensors", card)
 
 
-def choose_settings() -> None:
-    """Set limits and strengths on development samples and write data/treatment.json.
+def find_ill(name: str, p: Model, seed: int, wanted: int) -> tuple[list[int], int]:
+    """The first `wanted` samples of `seed` that x_t at HALFWAY leads to him in CALLS steps, and how
+    many were looked at to find them."""
 
-    limit: the 99th percentile of the distance to the manifold over 200 untreated samples.
-    strengths: for each row the ones whose mean side effect on 12 ill samples is .05 and .15.
-    """
-    p, seed = load_model("alice"), 1
-    distances = job(
-        "settings_limit",
-        list(range(0, 200, 50)),
-        lambda i: treatment.admit(p, seed, range(i, i + 50), EDIT_TIME, STEPS).distance.tolist(),
-    )
-    limit = float(torch.quantile(torch.tensor(sum((d["rows"] for d in distances), [])), 0.99))
-    ill, _ = find_ill("settings_ill", p, seed, 12, EDIT_TIME)
-    setup = _Setup(p, limit)
-    cases = job("settings_sweep", ill, lambda i: setup.sweep(seed, i, lambda row: GRID))
-    records = [r for case in cases for r in case["rows"]]
-    strengths = {row.name: _strengths(records, row.name) for row in treatment.ROWS}
-    head = {"t": EDIT_TIME, "steps": STEPS, "limit": limit, "unrelated": setup.unrelated}
-    named = {"primary": PRIMARY, "control": CONTROL, "doses": list(DOSES), "weights": fingerprint()}
-    rows = [dataclasses.asdict(row) for row in treatment.ROWS]
-    table = head | named | {"strengths": strengths, "rows": rows, "development": ill}
-    if processes()[0] == 0:
-        (weights.clone() / SETTINGS).write_text(json.dumps(table, indent=1) + "\n")
-        print(json.dumps(strengths, indent=1))
+    def look(start: int) -> list[bool]:
+        xt = trajectory(p, seed, range(start, start + 100), HALFWAY)
+        return read_stranger(finish(p, xt, HALFWAY, CALLS)).tolist()
 
-
-def _strengths(records: Sequence[dict[str, Any]], row: str) -> list[float]:
-    """Half the first dose, the doses and the middle between them, and twice the last."""
-    effects = [
-        sum(r["side"] for r in records if r["row"] == row and r["strength"] == s) for s in GRID
-    ]
-    count = len({r["index"] for r in records})
-    low, high = (treatment.dose(GRID, [e / count for e in effects], d) for d in DOSES)
-    return [round(s, 4) for s in (low / 2, low, (low * high) ** 0.5, high, min(2 * high, 1.4))]
-
-
-class _Setup:
-    """What every case of a sweep shares: the model, the limit, the unit of the side effect."""
-
-    def __init__(self, p: Model, limit: float) -> None:
-        self.p, self.limit = p, limit
-        self.unrelated, self.average = unrelated_distance(), average_puppet()
-
-    def sweep(self, seed: int, i: int, strengths: Callable[[treatment.Row], Sequence[float]]):
-        cases = treatment.admit(self.p, seed, [i], EDIT_TIME, STEPS)
-        shared = (self.limit, self.unrelated, self.average)
-        return treatment.sweep(self.p, cases, treatment.ROWS, strengths, *shared)
-
-
-def treat_test() -> None:
-    """The treatment table: every row at its strengths on 100 ill test samples."""
-    chosen = settings()
-    if chosen["weights"] != fingerprint():
-        raise ValueError(f"{SETTINGS} was set on other weights: run `... results settings` first")
-    p = load_model("alice")
-    ill, looked = find_ill("treatment_ill", p, TEST_FROM, 100, chosen["t"])
-    setup = _Setup(p, chosen["limit"])
-    cases = job(
-        "treatment_sweep",
-        ill,
-        lambda i: setup.sweep(TEST_FROM, i, lambda row: chosen["strengths"][row.name]),
-    )
-    digest = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()
-    head = {"settings": digest, "seed": TEST_FROM, "looked": looked, "ill": ill}
-    names = [row.name for row in treatment.ROWS]
-    publish("treatment", head | {"rows": _columns(cases, names)}, cases)
+    return find(name, look, wanted)
 
 
 def decide() -> None:
     """When the Stranger is decided: P(Stranger | x_t) of ten ill and ten healthy samples over t."""
     p, seed = load_model("alice"), 1
     truth = Posterior()
-    known = settings()["development"]  # the first ill ones of this seed, in order
-    ill, healthy = known[:10], [i for i in range(known[-1]) if i not in known][:10]
+    ill, _ = find_ill("decided_ill", p, seed, 10)
+    healthy = [i for i in range(ill[-1]) if i not in ill][:10]
     points = [(i, t) for i in ill + healthy for t in DECIDED_TIMES]
     answers = job("decided", points, lambda at: _decided_row(p, truth, seed, *at))
     head = {"seed": seed, "ill": ill, "healthy": healthy, "times": list(DECIDED_TIMES)}
@@ -193,14 +115,14 @@ def meet_neurons() -> None:
     lots = job(
         "neurons",
         list(range(0, 250, 50)),
-        lambda i: neurons.activations(p, seed, range(i, i + 50), EDIT_TIME),
+        lambda i: neurons.activations(p, seed, range(i, i + 50), HALFWAY, CALLS),
     )
     h = [row for lot in lots for row in lot["rows"]["h"]]
     factors = [row for lot in lots for row in lot["rows"]["factors"]]
     ill = [i for i, row in enumerate(factors) if row[STRANGER] > 0.5][:6]
     cases = treatment.admit(p, seed, ill, neurons.TIME, neurons.STEPS)
     tried = job("neurons_tried", list(range(len(h[0]))), lambda j: try_neuron(p, cases, j))
-    head = {"seed": seed, "t": EDIT_TIME, "tried_on": ill}
+    head = {"seed": seed, "t": HALFWAY, "tried_on": ill}
     trials = {"strength": neurons.TRIAL} | {k: [a["rows"][k] for a in tried] for k in ("p", "side")}
     publish("neurons", head | {"h": h, "factors": factors, "trials": trials}, lots + tried)
 
@@ -208,32 +130,30 @@ def meet_neurons() -> None:
 def try_neuron(p: Model, cases: treatment.Cases, channel: int) -> dict[str, float]:
     """Mean P(Stranger) and mean side effect of one neuron scaled by 1 - neurons.TRIAL."""
     y = neurons.edited(p, cases, neurons.silenced(channel), neurons.TRIAL)
-    chosen = settings()
+    chosen = protocol()
     marks = treatment.judge(cases, y, chosen["limit"], chosen["unrelated"])
     return {k: round(float(marks[k].mean()), 4) for k in ("p", "side")}
 
 
 def switch_off() -> None:
-    """Chapter 08's treatment: one neuron of h scaled by 1 - s at every step, on 100 ill samples.
-
-    The same patients as in "treatment", from the first grid time on.
-    """
-    p, met, chosen = load_model("alice"), stored("neurons"), settings()
-    known = stored("treatment")
+    """Chapter 08's treatment: one neuron of h scaled by 1 - s at every step, on 100 ill samples,
+    from the first grid time on."""
+    p, met, chosen = load_model("alice"), stored("neurons"), protocol()
+    ill, looked = find_ill("neuron_ill", p, TEST_FROM, 100)
     shared = (chosen["limit"], chosen["unrelated"])
 
     def treat(i: int) -> list[dict[str, Any]]:
-        case = treatment.admit(p, known["seed"], [i], neurons.TIME, neurons.STEPS)
+        case = treatment.admit(p, TEST_FROM, [i], neurons.TIME, neurons.STEPS)
         return neurons.sweep(p, case, neurons.edits(met, i), neurons.STRENGTHS, *shared)
 
-    cases = job("neuron_off", known["ill"], treat)
-    head = {k: known[k] for k in ("seed", "looked", "ill")} | {"t": neurons.TIME}
+    cases = job("neuron_off", ill, treat)
+    head = {"seed": TEST_FROM, "looked": looked, "ill": ill, "t": neurons.TIME}
     publish("neuron_off", head | {"rows": _columns(cases, neurons.STRENGTHS)}, cases)
 
 
 def turn() -> None:
     """Chapter 10's treatments: directions of h, pooled and by place, on the same 100 patients."""
-    p, met, known, chosen = load_model("alice"), stored("neurons"), stored("treatment"), settings()
+    p, met, known, chosen = load_model("alice"), stored("neurons"), stored("neuron_off"), protocol()
     ill = torch.tensor(met["factors"])[:, STRANGER] > 0.5
 
     def sums(i: int) -> Any:
@@ -287,8 +207,6 @@ def _columns(cases: Sequence[Any], names: Iterable[str]) -> dict[str, list[dict[
 JOBS: dict[str, tuple[Callable[[], None], int]] = {
     "alice": (alice, 15),
     "understudy": (understudy, 5),
-    "settings": (choose_settings, 6),
-    "treatment": (treat_test, 25),
     "decided": (decide, 15),
     "neurons": (meet_neurons, 15),
     "neuron_off": (switch_off, 40),

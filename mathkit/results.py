@@ -17,18 +17,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from . import puppets, scores, weights
-from .cases import finish, read_stranger, trajectory
-from .models import Model
 
 SCRATCH = pathlib.Path("runs/results")
-SETTINGS = "treatment.json"
 TEST_FROM = 100_000
-EDIT_TIME, STEPS = 500, 12
 NETWORKS = ("alice", "reader")
 DOSES = (0.05, 0.15)
-PRIMARY, CONTROL = "masked mean, projected", "random, best of 6"
 
 
 def stored(name: str) -> dict[str, Any]:
@@ -52,14 +49,6 @@ def stored(name: str) -> dict[str, Any]:
 def is_stored(name: str) -> bool:
     """Whether there is a table data/results/NAME.json, on whatever weights."""
     return weights.locate(f"results/{name}.json") is not None
-
-
-def settings() -> dict[str, Any]:
-    """The committed settings of the treatment, data/treatment.json."""
-    path = weights.locate(SETTINGS)
-    if path is None:
-        raise FileNotFoundError(f"no {SETTINGS} in data/: run `python -m mathkit results settings`")
-    return json.loads(path.read_text())
 
 
 def fingerprint(networks: Sequence[str] = NETWORKS) -> str:
@@ -113,6 +102,18 @@ def _answer(path: pathlib.Path, item: Any) -> dict[str, Any]:
     return answer
 
 
+def once(place: pathlib.Path, find: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """What the first process finds, in half precision, by way of a file that all others await."""
+    if processes()[0] == 0 and not place.exists():
+        found = {name: v.half().contiguous() for name, v in find().items()}
+        place.parent.mkdir(parents=True, exist_ok=True)
+        save_file(found, place.with_suffix(".part"))
+        os.replace(place.with_suffix(".part"), place)
+    while not place.exists():
+        time.sleep(1)
+    return load_file(place)
+
+
 def processes() -> tuple[int, int]:
     """(rank, world) under torchrun, else (0, 1)."""
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -156,17 +157,6 @@ def write_card(path: str, metrics: dict[str, Any]) -> None:
     weights.write_manifest(folder, files)
 
 
-def find_ill(name: str, p: Model, seed: int, wanted: int, t: int) -> tuple[list[int], int]:
-    """The first `wanted` indices of `seed` whose untreated image is read as ill, and how many
-    samples were looked at to find them."""
-
-    def look(start: int) -> list[bool]:
-        x0 = finish(p, trajectory(p, seed, range(start, start + 100), t), t, STEPS)
-        return read_stranger(x0).tolist()
-
-    return find(name, look, wanted)
-
-
 def find(
     name: str, look: Callable[[int], Sequence[bool]], wanted: int, start: int = 0
 ) -> tuple[list[int], int]:
@@ -181,7 +171,7 @@ def find(
         lots += 2
 
 
-def average_puppet(n: int = 2000) -> torch.Tensor:
+def average_puppet(n: int = 2000) -> Tensor:
     """The mean frame of the show, (1, 3, 64, 64)."""
     return puppets.render(puppets.sample_factors(n, seed=31)).mean(0, keepdim=True)
 

@@ -25,15 +25,6 @@ from .models import Model
 
 STEPS = 4  # of guidance and of shooting
 ROUNDS = 2  # of small steps at each time of the aftercare
-ROWS = (
-    Row("random", "random"),
-    Row("random, best of 6", "random", among=TRIED, supervision="region"),
-    Row("fresh noise", "noise"),
-    Row("h, first", "h"),
-    Row("h, best of 6", "h", among=TRIED, supervision="region"),
-    Row("masked mean", "mean", masked=True, among=TRIED, supervision="region"),
-    Row("masked mean, projected", "mean", True, rest=5, among=TRIED, supervision="region"),
-)
 
 
 def treat(

@@ -9,10 +9,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import pathlib
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -39,6 +37,7 @@ from .results import (
     find,
     fingerprint,
     job,
+    once,
     processes,
     publish,
     unrelated_distance,
@@ -230,18 +229,6 @@ def _found(name: str) -> pathlib.Path:
     return path
 
 
-def _once(place: pathlib.Path, find: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """What the first process finds, in half precision, by way of a file that all others await."""
-    if processes()[0] == 0 and not place.exists():
-        found = {name: v.half().contiguous() for name, v in find().items()}
-        place.parent.mkdir(parents=True, exist_ok=True)
-        save_file(found, place.with_suffix(".part"))
-        os.replace(place.with_suffix(".part"), place)
-    while not place.exists():
-        time.sleep(1)
-    return load_file(place)
-
-
 def write_protocol() -> None:
     """Set limit and strengths on development samples, keep their directions, write both.
 
@@ -249,7 +236,7 @@ def write_protocol() -> None:
     strengths: for each row the ones whose mean side effect on PATIENTS ill samples is DOSES.
     """
     p = load_model("alice")
-    half = _once(SCRATCH / f"kept-{fingerprint()[:12]}.safetensors", lambda: studied(p))
+    half = once(SCRATCH / f"kept-{fingerprint()[:12]}.safetensors", lambda: studied(p))
     ward = Ward(0.0, {name: v.float() for name, v in half.items()})
     distances = job(
         "protocol_limit",

@@ -98,21 +98,6 @@ def test_a_row_of_her_derivative_is_what_it_was(p, truth):
         assert now[name] == pytest.approx(row[name], rel=0.02, abs=0.01), (name, row)
 
 
-def test_a_row_of_the_treatment_table_is_what_it_was(p):
-    table, chosen = results.stored("treatment"), results.settings()
-    j = random.randrange(len(table["ill"]))
-    name = random.choice([r.name for r in treatment.ROWS if r.kind in ("random", "noise", "mean")])
-    k = random.randrange(3)
-    case = treatment.admit(p, table["seed"], [table["ill"][j]], chosen["t"], chosen["steps"])
-    row = next(r for r in treatment.ROWS if r.name == name)
-    v = treatment.direction(p, case, row, results.average_puppet())
-    image = treatment.treat(p, case, row, v, chosen["strengths"][name][k])
-    marks = treatment.judge(case, image, chosen["limit"], chosen["unrelated"])
-    stored = table["rows"][name][k]
-    for mark in ("side", "outside", "factor"):
-        assert float(marks[mark][0]) == pytest.approx(stored[mark][j], rel=0.1, abs=0.02), (name, j)
-
-
 @pytest.mark.parametrize("name", [name for name in trials.TABLES if results.is_stored(name)])
 def test_a_row_of_the_trial_is_what_it_was(p, name):
     table, chosen = results.stored(name), trials.protocol()
@@ -203,7 +188,7 @@ def test_a_trial_of_a_neuron_is_what_it_was(p):
 
 
 def test_a_row_of_the_switched_off_neuron_is_what_it_was(p):
-    table, chosen = results.stored("neuron_off"), results.settings()
+    table, chosen = results.stored("neuron_off"), trials.protocol()
     j, name = random.randrange(len(table["ill"])), random.choice(list(neurons.STRENGTHS))
     k, i = random.randrange(3), table["ill"][j]
     case = treatment.admit(p, table["seed"], [i], neurons.TIME, neurons.STEPS)
@@ -216,7 +201,7 @@ def test_a_row_of_the_switched_off_neuron_is_what_it_was(p):
 
 
 def test_a_row_of_the_turned_directions_is_what_it_was(p):
-    table, chosen = results.stored("turned"), results.settings()
+    table, chosen = results.stored("turned"), trials.protocol()
     j, name = random.randrange(len(table["ill"])), random.choice(list(neurons.TURNED))
     i, s = table["ill"][j], neurons.TURNED[name][0]
     case = treatment.admit(p, table["seed"], [i], neurons.TIME, neurons.STEPS)

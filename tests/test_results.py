@@ -75,8 +75,6 @@ def test_a_table_that_used_no_weights_outlives_them(scratch, monkeypatch):
 def test_what_is_not_there_says_how_to_make_it(scratch):
     with pytest.raises(FileNotFoundError, match="make results"):
         results.stored("nothing")
-    with pytest.raises(FileNotFoundError, match="results settings"):
-        results.settings()
     with pytest.raises(ValueError, match="no job is called 'dreams'.*alice"):
         jobs.run(["dreams"])
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import make_tiny_unet
 
-from mathkit import cases, models, trials
+from mathkit import cases, models, results, trials
 from mathkit.directions import Row
 
 EFFECTS = [2 * s for s in trials.GRID]  # a side effect of twice the strength
@@ -118,7 +118,7 @@ def test_what_one_process_finds_is_kept_for_the_others(tmp_path):
         return {"u": torch.tensor([1.0, 1e-4])}
 
     for _ in range(2):
-        found = trials._once(tmp_path / "scratch" / "kept.safetensors", find)
+        found = results.once(tmp_path / "scratch" / "kept.safetensors", find)
     assert calls == [1] and torch.equal(found["u"], torch.tensor([1.0, 1e-4]).half())
 
 
