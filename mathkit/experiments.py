@@ -59,7 +59,8 @@ def directions(study: Study) -> Iterator[Piece]:
             r = study.basis(name, t)
             title = f"Singular values of the {label}"
             ax = plot.spectrum(r.S, residuals=r.residuals, label=f"t = {t}", ax=ax, title=title)
-            total = analysis.total_stretch(jacobian(study.map(name, t), study.subject(t)))
+            J = jacobian(study.map(name, t), study.subject(t))
+            total = analysis.total_stretch(J, known=r)
             found = analysis.rank_at(r.S.cpu(), total[0])
             share = float(r.S.double().square().sum()) / total[0]
             lines.append([label, t, float(r.S[0]), share, found or f"> {len(r.S)}", r.passes.push])

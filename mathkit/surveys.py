@@ -76,9 +76,9 @@ def tangent_row(p: Model, truth: Posterior, frame: int, t: int, k: int = 2 * K) 
     row: dict[str, Any] = {"frame": frame, "t": t, "ess": rounded(float(truth.ess(x, abar)))}
     for name in MAPS:
         A = the_map(p, name, x, t)
-        _, S, V = svd(A, k)
-        total = rounded(analysis.total_stretch(A))
-        row[name] = _described(V[:K], J, other) | {"S": rounded(S), "total": total}
+        r = svd(A, k)
+        total = rounded(analysis.total_stretch(A, known=r))
+        row[name] = _described(r.V[:K], J, other) | {"S": rounded(r.S), "total": total}
     if row["ess"] > ENOUGH:
         V, S = truth.directions(x, abar, K)
         row["exact"] = _described(V, J, other) | {"S": rounded(S)}
@@ -163,7 +163,7 @@ def survey_turning() -> None:
         return between_times(models[at[0]], at[1], at[0] == "understudy")
 
     spots = [(name, t) for name in models for t in TIMES]
-    walks = [(name, frame) for name in models for frame in range(4)]
+    walks = [(name, frame) for name in models for frame in range(PAIRED)]
     both = [(frame, t) for frame in range(4) for t in TIMES]
     samples = job("turning_samples", spots, at_one_time, BOTH)
     times = job("turning_times", walks, of_one_frame, BOTH)

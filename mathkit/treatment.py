@@ -56,6 +56,20 @@ def treat(
     return finish(p, moved, case.t, case.steps, boost_below=row.boost)
 
 
+def prescribed(
+    p: Model,
+    case: Cases,
+    row: Row,
+    strengths: Sequence[float],
+    average: Tensor,
+    kept: Kept | None = None,
+) -> Tensor:
+    """`treat` with the direction that `row` prescribes, at its own time: (B, *shape)."""
+    find = functools.partial(direction, p, row=row, average=average, kept=kept)
+    there = case if row.t in (None, case.t) else at(p, case, row.t)
+    return treat(p, there, row, find(there), strengths, find)
+
+
 def _moved(p: Model, case: Cases, row: Row, v: Tensor, strength: float) -> Tensor:
     if row.kind == "noise":
         return renoised(p, case, strength)
@@ -169,11 +183,9 @@ def sweep(
     for i in range(len(cases)):
         one = cases[i]
         for row in rows:
-            case = one if row.t in (None, one.t) else at(p, one, row.t)
-            find = functools.partial(direction, p, row=row, average=average, kept=kept)
-            images = treat(p, case, row, find(case), strengths(row), find)
-            marks = judge(case.repeat(len(images)), images, limit, unrelated)
+            images = prescribed(p, one, row, strengths(row), average, kept)
+            marks = judge(one.repeat(len(images)), images, limit, unrelated)
             for j, s in enumerate(strengths(row)):
-                head = {"row": row.name, "index": case.index[0], "strength": s}
+                head = {"row": row.name, "index": one.index[0], "strength": s}
                 records.append(head | record(marks, j))
     return records

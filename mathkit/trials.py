@@ -56,8 +56,8 @@ SOURCES, STUDIED, PATIENTS = 10, 250, 8
 GRID = (0.005, 0.015, 0.04, 0.1, 0.3, 0.8)
 LOW = 0.035  # a dose below the two of the table, for the rows compared first
 MARKS = ("p", "left", "side", "outside", "factor", "worst")  # stored in thousandths
-ALWAYS, FRESH = "carried", 1000  # what a patient gets who is not looked at; on how many samples
 PRIMARY, CONTROL = "aimed, course", "random, course"
+FRESH = 200  # samples of the treatment always on
 _AIMED = Row("", "aimed", masked=True, rest=5, supervision="region")
 _MEAN = Row("", "mean", masked=True, rest=5, among=TRIED, supervision="region")
 _H = Row("", "h", among=TRIED, supervision="region")
@@ -303,36 +303,32 @@ def run_trial(name: str) -> None:
 
 
 def always_row(ward: Ward, i: int, strength: float) -> dict[str, Any]:
-    """Fresh sample (TEST_FROM + 1, i) treated without a look at it: P(Stranger) of the untreated
-    image, and of the treated one the ten factors, P(Stranger) and the reader's features."""
+    """Fresh sample (TEST_FROM + 1, i) before and after the primary row, whoever is in it: the ten
+    factors and P(Stranger), and the reader's features."""
     case = cases.admit(ward.p, TEST_FROM + 1, [i], EDIT_TIME)
-    row = next(row for row in ROWS if row.name == ALWAYS)
-    v = direction(ward.p, case, row, ward.average, ward.kept)
-    image = treatment.treat(ward.p, case, row, v, [strength])
-    before = float(read_factors(case.x0)[0, STRANGER])
-    after = read_factors(image)[0, : STRANGER + 1]
-    features = read_features(image)[0]
-    return {"before": rounded(before), "after": rounded(after), "features": rounded(features)}
+    row = next(row for row in FIRST if row.name == PRIMARY)
+    image = treatment.prescribed(ward.p, case, row, [strength], ward.average, ward.kept)
+    both = torch.cat([case.x0, image])
+    factors, features = rounded(read_factors(both)[:, : STRANGER + 1]), rounded(read_features(both))
+    return {
+        name: {"factors": factors[j], "features": features[j]}
+        for j, name in enumerate(("before", "after"))
+    }
 
 
 def run_always() -> None:
-    """The patient with the treatment always on: FRESH samples, whoever is in them."""
+    """The patient with the primary treatment always on: FRESH samples, whoever is in them."""
     chosen = protocol()
-    ward = Ward(chosen["limit"], kept())
-    strength = chosen["strengths"][ALWAYS][0]
+    ward, strength = Ward(chosen["limit"], kept()), chosen["strengths"][PRIMARY][0]
     answers = job("always", list(range(FRESH)), lambda i: always_row(ward, i, strength))
-    rows = [a["rows"] for a in answers]
-    features = torch.tensor([r["features"] for r in rows])
-    after = [r["after"] for r in rows]
-    table = {
-        "row": ALWAYS,
-        "strength": strength,
-        "seed": TEST_FROM + 1,
-        "frechet_ratio": frechet_ratio(features),
-        "before": [r["before"] for r in rows],
-        "after": after,
-    }
-    publish("always", table | {"card": factor_card(after)}, answers)
+    table: dict[str, Any] = {"row": PRIMARY, "strength": strength, "seed": TEST_FROM + 1}
+    for name in ("before", "after"):
+        found = [a["rows"][name] for a in answers]
+        factors = [one["factors"] for one in found]
+        ratio = frechet_ratio(torch.tensor([one["features"] for one in found]))
+        card = factor_card(factors) | {"frechet_ratio": ratio}
+        table[name] = {"card": card, "factors": factors}
+    publish("always", table, answers)
 
 
 def side_effects(columns: Mapping[str, Any]) -> dict[str, list[float]]:

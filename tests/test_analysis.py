@@ -43,6 +43,17 @@ def test_hutchinson_finds_the_sum_of_squares_within_its_error():
     assert abs(torch.tensor(off).mean()) < 0.5 and 0.7 < torch.tensor(off).std() < 1.4
 
 
+@pytest.mark.parametrize("k", [1, 4, 30])
+def test_known_directions_leave_only_the_rest_to_chance(k):
+    M = torch.randn(30, 50, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    M += 20 * torch.outer(torch.ones(30), torch.linspace(0, 1, 50)).double()
+    exact, r = float(M.square().sum()), mk.svd(mk.matrix(M), k, tol=1e-10)
+    rough, wide = analysis.total_stretch(mk.matrix(M), 30)
+    total, error = analysis.total_stretch(mk.matrix(M), 30, known=r)
+    assert error < wide / 20
+    assert total == pytest.approx(exact, abs=4 * error + 1e-6)  # k = 30: nothing is left to chance
+
+
 def test_the_rank_is_where_the_share_is_reached():
     S = torch.tensor([3.0, 2.0, 1.0, 1.0])
     assert [analysis.rank_at(S, 15, share) for share in (0.5, 0.6, 0.61, 0.87, 1.0)] == [

@@ -138,9 +138,10 @@ def test_the_treatment_always_on_reads_before_and_after(learnt):
     patch.setattr(trials, "load_model", lambda name: p)
     ward = trials.Ward(1.0, kept)
     mild, strong = (trials.always_row(ward, 2, s) for s in (1e-6, 0.3))
-    assert len(mild["after"]) == 11 and len(mild["features"]) == 256
-    assert mild["after"][10] == pytest.approx(mild["before"], abs=2e-3)
-    assert mild["after"] != strong["after"]
+    for name, figures in (("factors", 11), ("features", 256)):
+        assert len(mild["before"][name]) == len(mild["after"][name]) == figures
+        assert mild["before"][name] == strong["before"][name] != strong["after"][name]
+    assert mild["after"]["factors"] == pytest.approx(mild["before"]["factors"], abs=5e-3)
 
 
 def test_there_is_no_trial_without_a_protocol(monkeypatch):
