@@ -9,6 +9,7 @@ from conftest import make_tiny_unet
 
 from mathkit import cases, models, results, trials
 from mathkit.directions import Row
+from mathkit.spectral import any_of_equals
 
 EFFECTS = [2 * s for s in trials.GRID]  # a side effect of twice the strength
 STRENGTHS = {row.name: trials.strengths_of(row, EFFECTS) for row in trials.ROWS}
@@ -137,7 +138,8 @@ def test_the_treatment_always_on_reads_before_and_after(learnt):
     p, kept, patch = learnt
     patch.setattr(trials, "load_model", lambda name: p)
     ward = trials.Ward(1.0, kept)
-    mild, strong = (trials.always_row(ward, 2, s) for s in (1e-6, 0.3))
+    with any_of_equals():  # random weights leave the rest's directions alike
+        mild, strong = (trials.always_row(ward, 2, s) for s in (1e-6, 0.3))
     for name, figures in (("factors", 11), ("features", 256)):
         assert len(mild["before"][name]) == len(mild["after"][name]) == figures
         assert mild["before"][name] == strong["before"][name] != strong["after"][name]
