@@ -57,7 +57,7 @@ GRID = (0.005, 0.015, 0.04, 0.1, 0.3, 0.8)
 LOW = 0.035  # a dose below the two of the table, for the rows compared first
 MARKS = ("p", "left", "side", "outside", "factor", "worst")  # stored in thousandths
 PRIMARY, CONTROL = "aimed, course", "random, course"
-FRESH = 200  # samples of the treatment always on
+FRESH = 100  # samples of the treatment always on
 _AIMED = Row("", "aimed", masked=True, rest=5, supervision="region")
 _MEAN = Row("", "mean", masked=True, rest=5, among=TRIED, supervision="region")
 _H = Row("", "h", among=TRIED, supervision="region")

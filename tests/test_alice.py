@@ -123,6 +123,31 @@ def test_a_row_of_the_tangents_is_what_it_was(p):
     assert share == pytest.approx(row[name]["plain"], abs=0.02), (row["frame"], row["t"], name)
 
 
+def test_a_row_of_the_turning_spans_is_what_it_was(p):
+    table = results.stored("turning")
+    name, (a, b) = random.choice(["alice", "understudy"]), random.sample(range(9), 2)
+    rows = [row for row in table["walks"] if row["model"] == name]
+    row, patient = random.choice(rows), mk.load_model(name)
+    spans = []
+    for t in (table["times"][min(a, b)], table["times"][max(a, b)]):
+        x = surveys.noised(patient, row["frame"], t, simple=name == "understudy")[1]
+        spans.append(mk.svd(mk.jacobian(mk.encoder(patient, t), x), table["k"]).V)
+    pair = sum(range(max(a, b))) + min(a, b)  # of (0, 1), (0, 2), (1, 2), ...
+    now = float(mk.grassmann.distance(*spans))
+    assert now == pytest.approx(row["pairs"]["h"][pair], abs=0.05), (name, row["frame"], a, b)
+
+
+def test_fresh_samples_before_and_after_are_what_they_were(p):
+    table, chosen = results.stored("always"), trials.protocol()
+    ward = trials.Ward(chosen["limit"], trials.kept())
+    i = random.randrange(len(table["after"]["factors"]))
+    now = trials.always_row(ward, i, table["strength"])
+    for name, tolerance in (("before", 0.02), ("after", 0.1)):
+        then = torch.tensor(table[name]["factors"][i])
+        off = (torch.tensor(now[name]["factors"]) - then).abs()
+        assert off[:10].max() < tolerance, (i, name)
+
+
 def test_a_row_of_the_paths_is_what_it_was(p):
     row, k = a_row("paths")
     x, y = cases.trajectory(p, 2, [2 * row["pair"], 2 * row["pair"] + 1], row["t"]).split(1)
