@@ -125,12 +125,12 @@ def admit(p: Model, seed: int, index: Sequence[int], t: int, steps: int | None =
     x0 = finish(p, xt, t, steps)
     q, distance = fit_factors(x0)
     cure = q[:, STRANGER, None, None, None] * puppets.counterfactual(q, x0.shape[-1])
-    spot = region(puppets.counterfactual(_imagined(q, seed, index), x0.shape[-1]))
+    spot = region(puppets.counterfactual(imagined(q, seed, index), x0.shape[-1]))
     return Cases(seed, list(index), t, steps, xt, x0, q, distance, cure, spot)
 
 
-def _imagined(q: Tensor, seed: int, index: Sequence[int]) -> Tensor:
-    """q, with a place for a Stranger drawn where there is none."""
+def imagined(q: Tensor, seed: int, index: Sequence[int]) -> Tensor:
+    """q (B, 13), with the place of a Stranger who might have stood there drawn for the healthy."""
     out = q.clone()
     for row, i in zip(out, index, strict=True):
         if row[STRANGER] < 0.5:

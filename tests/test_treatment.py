@@ -420,9 +420,9 @@ def test_a_course_needs_times_and_somebody_to_ask(small):
 
 def test_the_healthy_get_an_imagined_region_and_no_cure():
     q = puppets.sample_factors(4, 8, stranger=0)
-    imagined = cases._imagined(q, 1, [0, 1, 2, 3])
+    imagined = cases.imagined(q, 1, [0, 1, 2, 3])
     assert torch.equal(imagined[:, :STRANGER], q[:, :STRANGER])
     assert not torch.equal(imagined[:, STRANGER + 1 :], q[:, STRANGER + 1 :])
-    assert torch.equal(imagined, cases._imagined(q, 1, [0, 1, 2, 3]))
+    assert torch.equal(imagined, cases.imagined(q, 1, [0, 1, 2, 3]))
     ill = puppets.sample_factors(4, 8, stranger=1)
-    assert torch.equal(cases._imagined(ill, 1, [0, 1, 2, 3]), ill)
+    assert torch.equal(cases.imagined(ill, 1, [0, 1, 2, 3]), ill)
