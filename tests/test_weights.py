@@ -119,7 +119,7 @@ def test_a_folder_replaces_what_was_listed_under_its_name(data: Path, tmp_path: 
     listed = [e["path"] for e in weights.manifest(data)]
     assert listed == ["alice/model_index.json", "alice/unet/b.safetensors", "reader.safetensors"]
     assert not (data / "alice/unet/a.safetensors").exists()
-    assert weights.find("alice") == data / "alice" and weights.built_in() == ["alice"]
+    assert weights.find("alice") == data / "alice" and weights.built_in() == ["alice", "understudy"]
     assert [bool(e["metrics"]) for e in weights.manifest(data)] == [False, True, True]
 
 
