@@ -48,7 +48,7 @@ def test_known_directions_leave_only_the_rest_to_chance(k):
     M = torch.randn(30, 50, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     M += 20 * torch.outer(torch.ones(30), torch.linspace(0, 1, 50)).double()
     exact, r = float(M.square().sum()), mk.svd(mk.matrix(M), k, tol=1e-10)
-    rough, wide = analysis.total_stretch(mk.matrix(M), 30)
+    _, wide = analysis.total_stretch(mk.matrix(M), 30)
     total, error = analysis.total_stretch(mk.matrix(M), 30, known=r)
     assert error < wide / 20
     assert total == pytest.approx(exact, abs=4 * error + 1e-6)  # k = 30: nothing is left to chance
