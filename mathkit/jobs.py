@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from . import analysis, neurons, treatment
-from .cases import finish, read_stranger, trajectory
+from . import analysis, neurons
+from .cases import Cases, admit, completions, finish, judge, read_stranger, trajectory
 from .factors import read_factors
 from .loading import load_model
 from .models import Model
@@ -101,7 +101,7 @@ def decide() -> None:
 
 def _decided_row(p: Model, truth: Posterior, seed: int, i: int, t: int) -> dict[str, Any]:
     """One sample at one t: how many completions show him, and the exact posterior's opinion."""
-    ends, xt = treatment.completions(p, seed, i, t)
+    ends, xt = completions(p, seed, i, t)
     seen = read_factors(ends)[:, STRANGER]
     abar = float(p.alphas_cumprod[t])
     exact = {"exact": float(truth.stranger(xt, abar)), "ess": float(truth.ess(xt, abar))}
@@ -120,18 +120,18 @@ def meet_neurons() -> None:
     h = [row for lot in lots for row in lot["rows"]["h"]]
     factors = [row for lot in lots for row in lot["rows"]["factors"]]
     ill = [i for i, row in enumerate(factors) if row[STRANGER] > 0.5][:6]
-    cases = treatment.admit(p, seed, ill, neurons.TIME, neurons.STEPS)
+    cases = admit(p, seed, ill, neurons.TIME, neurons.STEPS)
     tried = job("neurons_tried", list(range(len(h[0]))), lambda j: try_neuron(p, cases, j))
     head = {"seed": seed, "t": HALFWAY, "tried_on": ill}
     trials = {"strength": neurons.TRIAL} | {k: [a["rows"][k] for a in tried] for k in ("p", "side")}
     publish("neurons", head | {"h": h, "factors": factors, "trials": trials}, lots + tried)
 
 
-def try_neuron(p: Model, cases: treatment.Cases, channel: int) -> dict[str, float]:
+def try_neuron(p: Model, cases: Cases, channel: int) -> dict[str, float]:
     """Mean P(Stranger) and mean side effect of one neuron scaled by 1 - neurons.TRIAL."""
     y = neurons.edited(p, cases, neurons.silenced(channel), neurons.TRIAL)
     chosen = protocol()
-    marks = treatment.judge(cases, y, chosen["limit"], chosen["unrelated"])
+    marks = judge(cases, y, chosen["limit"], chosen["unrelated"])
     return {k: round(float(marks[k].mean()), 4) for k in ("p", "side")}
 
 
@@ -143,7 +143,7 @@ def switch_off() -> None:
     shared = (chosen["limit"], chosen["unrelated"])
 
     def treat(i: int) -> list[dict[str, Any]]:
-        case = treatment.admit(p, TEST_FROM, [i], neurons.TIME, neurons.STEPS)
+        case = admit(p, TEST_FROM, [i], neurons.TIME, neurons.STEPS)
         return neurons.sweep(p, case, neurons.edits(met, i), neurons.STRENGTHS, *shared)
 
     cases = job("neuron_off", ill, treat)
@@ -165,7 +165,7 @@ def turn() -> None:
     places = torch.tensor(rounded(total[1] / (~ill).sum() - total[0] / ill.sum(), 4))
 
     def treat(i: int) -> list[dict[str, Any]]:
-        case = treatment.admit(p, known["seed"], [i], neurons.TIME, neurons.STEPS)
+        case = admit(p, known["seed"], [i], neurons.TIME, neurons.STEPS)
         rows = neurons.turned(met, places, i), neurons.TURNED
         return neurons.sweep(p, case, *rows, chosen["limit"], chosen["unrelated"])
 

@@ -39,7 +39,7 @@ TURNED = {
 
 
 def activations(
-    p: Model, seed: int, index: Sequence[int], t: int, steps: int = 12
+    p: Model, seed: int, index: Sequence[int], t: int, steps: int
 ) -> dict[str, list[list[float]]]:
     """h: the pooled bottleneck at x_t of the samples (seed, index), (B, channels); factors: what is
     read off the image that x_t leads to, ten dials and P(Stranger), (B, 11). As plain lists.

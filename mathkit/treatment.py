@@ -9,14 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .cases import OUTCOMES as OUTCOMES
 from .cases import Cases, at, descend, finish, gaussian, judge, outside, record
-from .cases import admit as admit
-from .cases import completions as completions
-from .cases import dose as dose
-from .cases import finish as untreated  # noqa: F401
-from .cases import region as region
-from .cases import trajectory as trajectory
 from .diffusion import posterior_mean
 from .directions import REST, TRIED, Kept, Row, direction, rest_svd
 from .hspace import encoder, guide, inject, move, normalise, shoot

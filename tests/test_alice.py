@@ -190,7 +190,7 @@ def a_row(name):
 def test_a_row_of_when_he_is_decided_is_what_it_was(p, truth):
     table = results.stored("decided")
     row = random.choice(table["rows"])
-    ends, xt = treatment.completions(p, table["seed"], row["index"], row["t"], row["of"])
+    ends, xt = cases.completions(p, table["seed"], row["index"], row["t"], row["of"])
     seen = mk.read_factors(ends)[:, puppets.STRANGER] > 0.5
     assert abs(int(seen.sum()) - row["shown"]) <= 1, row
     abar = float(p.alphas_cumprod[row["t"]])
@@ -200,7 +200,7 @@ def test_a_row_of_when_he_is_decided_is_what_it_was(p, truth):
 def test_a_row_of_the_neurons_is_what_it_was(p):
     table = results.stored("neurons")
     i = random.randrange(len(table["h"]))
-    now = neurons.activations(p, table["seed"], [i], table["t"])
+    now = neurons.activations(p, table["seed"], [i], table["t"], jobs.CALLS)
     assert now["h"][0] == pytest.approx(table["h"][i], rel=0.01, abs=0.5), i
     assert now["factors"][0] == pytest.approx(table["factors"][i], abs=0.02), i
 
@@ -208,7 +208,7 @@ def test_a_row_of_the_neurons_is_what_it_was(p):
 def test_a_trial_of_a_neuron_is_what_it_was(p):
     table = results.stored("neurons")
     j = random.randrange(len(table["trials"]["p"]))
-    ill = treatment.admit(p, table["seed"], table["tried_on"], neurons.TIME, neurons.STEPS)
+    ill = cases.admit(p, table["seed"], table["tried_on"], neurons.TIME, neurons.STEPS)
     now = jobs.try_neuron(p, ill, j)
     assert now["side"] == pytest.approx(table["trials"]["side"][j], rel=0.05, abs=0.01), j
 
@@ -217,10 +217,10 @@ def test_a_row_of_the_switched_off_neuron_is_what_it_was(p):
     table, chosen = results.stored("neuron_off"), trials.protocol()
     j, name = random.randrange(len(table["ill"])), random.choice(list(neurons.STRENGTHS))
     k, i = random.randrange(3), table["ill"][j]
-    case = treatment.admit(p, table["seed"], [i], neurons.TIME, neurons.STEPS)
+    case = cases.admit(p, table["seed"], [i], neurons.TIME, neurons.STEPS)
     dh = neurons.edits(results.stored("neurons"), i)[name]
     image = neurons.edited(p, case, dh, neurons.STRENGTHS[name][k])
-    marks = treatment.judge(case, image, chosen["limit"], chosen["unrelated"])
+    marks = cases.judge(case, image, chosen["limit"], chosen["unrelated"])
     stored = table["rows"][name][k]
     for mark in ("side", "outside", "factor"):
         assert float(marks[mark][0]) == pytest.approx(stored[mark][j], rel=0.1, abs=0.02), (name, i)
@@ -230,10 +230,10 @@ def test_a_row_of_the_turned_directions_is_what_it_was(p):
     table, chosen = results.stored("turned"), trials.protocol()
     j, name = random.randrange(len(table["ill"])), random.choice(list(neurons.TURNED))
     i, s = table["ill"][j], neurons.TURNED[name][0]
-    case = treatment.admit(p, table["seed"], [i], neurons.TIME, neurons.STEPS)
+    case = cases.admit(p, table["seed"], [i], neurons.TIME, neurons.STEPS)
     dh = neurons.turned(results.stored("neurons"), torch.tensor(table["places"]), i)[name]
     image = neurons.edited(p, case, dh, s)
-    marks = treatment.judge(case, image, chosen["limit"], chosen["unrelated"])
+    marks = cases.judge(case, image, chosen["limit"], chosen["unrelated"])
     stored = table["rows"][name][0]
     for mark in ("side", "outside", "factor"):
         assert float(marks[mark][0]) == pytest.approx(stored[mark][j], rel=0.1, abs=0.02), (name, i)

@@ -6,7 +6,7 @@ import torch
 from conftest import make_tiny_unet
 
 import mathkit as mk
-from mathkit import models, neurons, puppets, treatment
+from mathkit import cases, models, neurons, puppets
 from mathkit.puppets import STRANGER
 
 
@@ -17,12 +17,12 @@ def p():
 
 
 @pytest.fixture(scope="module")
-def cases(p):
+def ill(p):
     q = puppets.sample_factors(2, seed=90, stranger=1)
     x0, cure = puppets.render(q), puppets.counterfactual(q)
     xt = torch.randn(x0.shape, generator=torch.Generator().manual_seed(1))
     zero = torch.zeros(2)
-    return treatment.Cases(5, [0, 1], 20, 3, xt, x0, q, zero, cure, treatment.region(cure))
+    return cases.Cases(5, [0, 1], 20, 3, xt, x0, q, zero, cure, cases.region(cure))
 
 
 @pytest.fixture
@@ -77,24 +77,24 @@ def test_the_mean_difference_leads_from_the_ill_to_the_healthy(table):
 def test_activations_are_the_pooled_bottleneck_of_the_samples_own_state(p, bottleneck):
     t = mk.timesteps(p, 39, 25)[10]
     found = neurons.activations(p, 3, [4, 9], t, steps=2)
-    xt = treatment.trajectory(p, 3, [4, 9], t)
+    xt = cases.trajectory(p, 3, [4, 9], t)
     expected = bottleneck(p.unet, t)(xt)
     assert torch.allclose(torch.tensor(found["h"]), expected.sum((2, 3)), rtol=1e-3, atol=1e-4)
     assert torch.tensor(found["factors"]).shape == (2, 11)
 
 
-def test_an_edit_of_strength_zero_changes_nothing_and_one_of_eight_does(p, cases):
-    plain = treatment.untreated(p, cases.xt, cases.t, cases.steps)
+def test_an_edit_of_strength_zero_changes_nothing_and_one_of_eight_does(p, ill):
+    plain = cases.finish(p, ill.xt, ill.t, ill.steps)
     dh = neurons.silenced(2)
-    assert torch.allclose(neurons.edited(p, cases, dh, 0), plain, atol=1e-5)
-    assert (neurons.edited(p, cases, dh, 8) - plain).abs().max() > 1e-3
+    assert torch.allclose(neurons.edited(p, ill, dh, 0), plain, atol=1e-5)
+    assert (neurons.edited(p, ill, dh, 8) - plain).abs().max() > 1e-3
 
 
-def test_a_tensor_edit_is_the_same_at_every_place(p, cases):
+def test_a_tensor_edit_is_the_same_at_every_place(p, ill):
     dh = torch.randn(8, 1, 1)
-    whole = mk.inject(dh.expand(8, 8, 8), cases.t, 0, 0.5)
-    expected = mk.denoise(p, cases.xt, cases.t, cases.steps, h_edit=whole).clamp(-1, 1)
-    assert torch.allclose(neurons.edited(p, cases, dh, 0.5), expected, atol=1e-5)
+    whole = mk.inject(dh.expand(8, 8, 8), ill.t, 0, 0.5)
+    expected = mk.denoise(p, ill.xt, ill.t, ill.steps, h_edit=whole).clamp(-1, 1)
+    assert torch.allclose(neurons.edited(p, ill, dh, 0.5), expected, atol=1e-5)
 
 
 def channel_of(dh):
@@ -113,9 +113,9 @@ def test_the_rows_pick_their_neurons(table):
     assert others == again
 
 
-def test_a_sweep_gives_a_record_for_each_row_and_strength(p, cases, table):
+def test_a_sweep_gives_a_record_for_each_row_and_strength(p, ill, table):
     made = neurons.edits(table, 0), neurons.STRENGTHS
-    records = neurons.sweep(p, cases[0], *made, limit=0.08, unrelated=0.25)
+    records = neurons.sweep(p, ill[0], *made, limit=0.08, unrelated=0.25)
     assert [(r["row"], r["strength"]) for r in records] == [
         (row, s) for row, strengths in neurons.STRENGTHS.items() for s in strengths
     ]
@@ -124,10 +124,10 @@ def test_a_sweep_gives_a_record_for_each_row_and_strength(p, cases, table):
 
 def test_completions_are_drawn_again_from_their_seeds_and_differ(p):
     t = mk.timesteps(p, 39, 25)[1]
-    ends, xt = treatment.completions(p, 2, 5, t, count=3, steps=4)
-    assert ends.shape == (3, 3, 64, 64) and torch.equal(xt, treatment.trajectory(p, 2, [5], t))
+    ends, xt = cases.completions(p, 2, 5, t, count=3, steps=4)
+    assert ends.shape == (3, 3, 64, 64) and torch.equal(xt, cases.trajectory(p, 2, [5], t))
     assert (ends[0] - ends[1]).abs().mean() > 0.01
-    more, _ = treatment.completions(p, 2, 5, t, count=4, steps=4)
+    more, _ = cases.completions(p, 2, 5, t, count=4, steps=4)
     assert torch.allclose(more[:3], ends, atol=1e-5)
 
 

@@ -23,7 +23,7 @@ def ill():
     x0, cure = puppets.render(q), puppets.counterfactual(q)
     xt = torch.randn(x0.shape, generator=torch.Generator().manual_seed(1))
     distance = torch.zeros(3)
-    return Cases(5, [0, 1, 2], 10, 2, xt, x0, q, distance, cure, treatment.region(cure))
+    return Cases(5, [0, 1, 2], 10, 2, xt, x0, q, distance, cure, cases.region(cure))
 
 
 class Known(models.Model):
@@ -59,22 +59,22 @@ def test_the_region_is_the_dilated_change():
 
     q = puppets.sample_factors(2, 7, stranger=1)
     cure = puppets.counterfactual(q)
-    found = treatment.region(cure)
+    found = cases.region(cure)
     for i in range(2):
         spot = cure[i].abs().amax(0).numpy() > 0.05
         assert np.array_equal(found[i].numpy() > 0, binary_dilation(spot, np.ones((5, 5))))
-    assert not treatment.region(torch.zeros(1, 3, 64, 64)).any()
+    assert not cases.region(torch.zeros(1, 3, 64, 64)).any()
 
 
 def test_the_true_cure_is_cured_without_side_effect(ill):
-    marks = treatment.judge(ill, ill.x0 + ill.cure, LIMIT, UNRELATED)
+    marks = cases.judge(ill, ill.x0 + ill.cure, LIMIT, UNRELATED)
     assert marks["outcome"].tolist() == [1, 1, 1]
     assert marks["side"].max() < 1e-6 and marks["error"].max() < 1e-6 and marks["left"].max() < 1e-6
     assert marks["factor"].max() < 0.02
 
 
 def test_doing_nothing_is_ill_and_does_no_damage(ill):
-    marks = treatment.judge(ill, ill.x0, LIMIT, UNRELATED)
+    marks = cases.judge(ill, ill.x0, LIMIT, UNRELATED)
     assert marks["outcome"].tolist() == [0, 0, 0]
     assert marks["side"].max() == 0 and marks["outside"].max() == 0
     assert torch.allclose(marks["left"], torch.ones(3))
@@ -83,13 +83,13 @@ def test_doing_nothing_is_ill_and_does_no_damage(ill):
 
 
 def test_half_a_cure_is_no_damage_and_no_cure(ill):
-    marks = treatment.judge(ill, ill.x0 + 0.4 * ill.cure, LIMIT, UNRELATED)
+    marks = cases.judge(ill, ill.x0 + 0.4 * ill.cure, LIMIT, UNRELATED)
     assert (marks["outcome"] != 1).all() and marks["side"].max() < 1e-6
 
 
 def test_painting_over_everything_is_destroyed(ill):
     noise = torch.rand(ill.x0.shape, generator=torch.Generator().manual_seed(2)) * 2 - 1
-    marks = treatment.judge(ill, noise, LIMIT, UNRELATED)
+    marks = cases.judge(ill, noise, LIMIT, UNRELATED)
     assert marks["outcome"].tolist() == [2, 2, 2]
     assert marks["side"].min() > 0.5
 
@@ -97,14 +97,14 @@ def test_painting_over_everything_is_destroyed(ill):
 def test_another_puppet_is_no_cure_of_this_one_and_costs_about_one(ill):
     """Planted failure: a healthy frame alone must not count as cured."""
     other = puppets.render(puppets.sample_factors(3, 123, stranger=0))
-    marks = treatment.judge(ill, other, LIMIT, UNRELATED)
+    marks = cases.judge(ill, other, LIMIT, UNRELATED)
     assert (marks["p"] < 0.5).all() and marks["side"].mean() > 0.5
     assert marks["worst"].min() > 0.1
 
 
 def test_damage_inside_the_region_counts(ill):
     white = torch.where(ill.region[:, None] > 0, torch.ones(1), ill.x0)
-    marks = treatment.judge(ill, white, LIMIT, UNRELATED)
+    marks = cases.judge(ill, white, LIMIT, UNRELATED)
     assert marks["outside"].max() == 0 and marks["side"].min() > 0.1
 
 
@@ -112,19 +112,19 @@ def test_damage_inside_the_region_counts(ill):
 def test_the_dose_is_linear_between_measurements(target):
     strengths, effects = [0.1, 0.2, 0.4], [0.03, 0.10, 0.40]
     expected = np.interp(target, [0, *effects], [0, *strengths])
-    assert treatment.dose(strengths, effects, target) == pytest.approx(expected)
+    assert cases.dose(strengths, effects, target) == pytest.approx(expected)
 
 
 def test_a_dose_that_is_never_reached_is_the_largest():
-    assert treatment.dose([0.1, 0.2], [0.01, 0.02], 0.15) == 0.2
+    assert cases.dose([0.1, 0.2], [0.01, 0.02], 0.15) == 0.2
 
 
 def test_random_directions_are_of_length_one_and_differ_between_cases_and_streams(ill):
-    a, b = treatment.gaussian(ill[0], 4), treatment.gaussian(ill[1], 4)
+    a, b = cases.gaussian(ill[0], 4), cases.gaussian(ill[1], 4)
     assert torch.allclose(a.flatten(1).norm(dim=1), torch.ones(4), atol=1e-5)
-    gram = torch.cat([a, b, treatment.gaussian(ill[0], 4, stream=1)]).flatten(1)
+    gram = torch.cat([a, b, cases.gaussian(ill[0], 4, stream=1)]).flatten(1)
     assert ((gram @ gram.T) - torch.eye(12)).abs().max() < 0.05
-    assert torch.equal(a, treatment.gaussian(ill[0], 4))
+    assert torch.equal(a, cases.gaussian(ill[0], 4))
 
 
 def test_fresh_noise_takes_the_step_it_is_told_and_keeps_the_picture(ill):
@@ -139,9 +139,9 @@ def test_fresh_noise_takes_the_step_it_is_told_and_keeps_the_picture(ill):
 def test_the_masked_direction_is_the_models_own_and_points_towards_the_average(ill, known):
     average = known.clean(ill.xt[:1], 10) + known.a
     row = Row("masked", "mean", masked=True, supervision="region")
-    v = treatment.direction(known, ill[0], row, average)
+    v = directions.direction(known, ill[0], row, average)
     assert (v * known.a).sum() == pytest.approx(1.0, abs=1e-4)
-    back = treatment.direction(known, ill[0], row, known.clean(ill.xt[:1], 10) - known.a)
+    back = directions.direction(known, ill[0], row, known.clean(ill.xt[:1], 10) - known.a)
     assert torch.allclose(back, -v, atol=1e-4)
 
 
@@ -149,9 +149,9 @@ def test_the_index_rule_takes_the_direction_that_leads_to_the_average(ill, known
     """The first direction acts outside the region; among two, the row that knows it finds a."""
     weak = Known(known.b, known.a)  # 3 b b^T + 2 a a^T
     average = weak.clean(ill.xt[:1], 10) + known.a
-    first = treatment.direction(weak, ill[0], Row("mean", "mean"), average)
+    first = directions.direction(weak, ill[0], Row("mean", "mean"), average)
     assert abs((first * known.b).sum()) > 0.999
-    best = treatment.direction(
+    best = directions.direction(
         weak, ill[0], Row("mean", "mean", among=2, supervision="region"), average
     )
     assert (best * known.a).sum() > 0.999
@@ -173,9 +173,9 @@ def test_the_projection_removes_what_the_rest_sees(ill, monkeypatch):
     p = Mixed(a, b)
     average = p.clean(ill.xt[:1], 10) + a
     masked = Row("m", "mean", masked=True, supervision="region")
-    plain = treatment.direction(p, ill[0], masked, average)
+    plain = directions.direction(p, ill[0], masked, average)
     assert (plain * (0.8 * a + 0.6 * b)).sum() == pytest.approx(1.0, abs=1e-3)
-    projected = treatment.direction(p, ill[0], dataclasses.replace(masked, rest=1), average)
+    projected = directions.direction(p, ill[0], dataclasses.replace(masked, rest=1), average)
     assert (projected * a).sum() == pytest.approx(1.0, abs=1e-3)
     assert (projected * b).sum() == pytest.approx(0.0, abs=1e-3)
 
@@ -233,7 +233,7 @@ def test_the_untreated_image_is_the_samples_own_at_every_time(small):
     whole = mk.sample(p, seed=3, index=[1]).clamp(-1, 1)
     later = cases.at(p, case, 83)
     assert torch.allclose(case.x0, whole, atol=1e-4) and case.steps is None
-    assert torch.allclose(treatment.untreated(p, later.xt, 83), whole, atol=1e-4)
+    assert torch.allclose(cases.finish(p, later.xt, 83), whole, atol=1e-4)
     assert torch.allclose(cases.descend(p, case.xt, 250, 83), later.xt, atol=1e-4)
 
 
@@ -364,7 +364,7 @@ def test_every_edit_gives_an_image_a_strength_and_leaves_it_at_none(small, edit)
 
 def test_an_unknown_edit_and_a_normalised_one(small):
     p, case = small
-    v = treatment.gaussian(case)
+    v = cases.gaussian(case)
     plain, restored = (Row("r", "random", normalised=n) for n in (False, True))
     a, b = (treatment.treat(p, case, row, v, [0.05]) for row in (plain, restored))
     assert a.shape == b.shape and not torch.allclose(a, b, atol=1e-3)
@@ -400,7 +400,7 @@ def test_a_course_takes_its_step_again_at_each_later_time(small):
 
     def find(later):
         asked.append(later.t)
-        return treatment.gaussian(later)
+        return cases.gaussian(later)
 
     course = treatment.treat(p, case, row, find(case), [1e-6, 0.05], find)
     once = treatment.treat(p, case, dataclasses.replace(row, course=()), find(case), [1e-6, 0.05])
@@ -415,7 +415,7 @@ def test_a_course_needs_times_and_somebody_to_ask(small):
         Row("r", "random", after=(208,), course=(208, 83))
     with pytest.raises(ValueError, match="give `find`"):
         row = Row("r", "random", after=(208,), course=(208,))
-        treatment.treat(p, case, row, treatment.gaussian(case), [0.05])
+        treatment.treat(p, case, row, cases.gaussian(case), [0.05])
 
 
 def test_the_healthy_get_an_imagined_region_and_no_cure():
