@@ -37,7 +37,9 @@ class Row:
       summed over its places, of the posterior mean; "span": `among` random orthonormal vectors of
       the span of the top TRIED of "mean";
       "aimed": J^T (average - E), the way to the average puppet pulled back through the Jacobian of
-      the posterior mean E, one VJP; under the key "noise" a random way in its place;
+      the posterior mean E, one VJP; under the key "noise" a random way in its place; clip: the
+      length of this pull from which on a step is whole, a shorter one makes it as much shorter
+      (gradient clipping; 0: every step is whole);
       "carried": the directions of h kept under `key`, lifted to x_t; "another": another sample's
       direction of x_t as it is;
       "reader", "oracle", "counterfactual": references, see `reference`.
@@ -67,16 +69,23 @@ class Row:
     after: tuple[int, ...] = ()
     course: tuple[int, ...] = ()
     boost: int | None = None
+    clip: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("after", "course"):  # JSON gives lists
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if not set(self.course) <= set(self.after) or (self.course and self.edit != "move"):
             raise ValueError(f"row {self.name!r}: a course is of moves, at times given by after")
+        if self.clip and (self.clip < 0 or (self.kind, self.edit) != ("aimed", "move")):
+            raise ValueError(
+                f"row {self.name!r}: clip is a length > 0, of the pull of an aimed row that moves; "
+                f"got {self.clip} for kind {self.kind!r} and edit {self.edit!r}"
+            )
 
 
 def direction(p: Model, case: Cases, row: Row, average: Tensor, kept: Kept | None = None) -> Tensor:
-    """The unit direction of x_t that `row` prescribes for one case, (1, *shape).
+    """The unit direction of x_t that `row` prescribes for one case, (1, *shape); of a row with a
+    clip, of the length min(1, |pull| / clip).
 
     Index and sign: of the row's candidates v_i the one with the largest |<J v_i, average - E>|, in
     the sign that makes the product positive, so that the posterior mean E moves towards the
@@ -98,7 +107,7 @@ def direction(p: Model, case: Cases, row: Row, average: Tensor, kept: Kept | Non
 def candidates(
     p: Model, case: Cases, row: Row, average: Tensor, kept: Kept | None = None
 ) -> Tensor:
-    """The row's unit directions before index and sign are chosen, (row.among, *shape)."""
+    """The row's directions before index and sign are chosen, (row.among, *shape)."""
     if row.kind in ("random", "noise"):
         return gaussian(case, row.among)
     if row.kind == "aimed":
@@ -116,7 +125,7 @@ def candidates(
         V = local_directions(p, case, row.kind, row.masked, row.among)
     if row.rest:
         V = project_out(V, rest_svd(p, case, max(row.rest, REST)).V[: row.rest])
-    return _unit(V)
+    return _unit(V, row.clip)
 
 
 def towards(p: Model, case: Cases, average: Tensor) -> Tensor:
@@ -192,5 +201,5 @@ def reference(p: Model, case: Cases, kind: str) -> Tensor:
     return _unit(-slope)
 
 
-def _unit(V: Tensor) -> Tensor:
-    return V / V.flatten(1).norm(dim=1).clamp(min=1e-12)[:, None, None, None]
+def _unit(V: Tensor, clip: float = 0.0) -> Tensor:
+    return V / V.flatten(1).norm(dim=1).clamp(min=clip or 1e-12)[:, None, None, None]

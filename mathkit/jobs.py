@@ -19,7 +19,7 @@ from .results import TEST_FROM, find, is_stored, job, publish, stored, write_car
 from .scores import rounded
 from .surveys import SURVEYS
 from .sweeps import SEEDS, SWEEPS, row
-from .trials import TABLES, protocol, run_always, run_trial, write_protocol
+from .trials import TABLES, protocol, run_always, run_trial, write_amendment, write_protocol
 
 BAR = "Strangers 12 to 18 %, each KS at most .10, correlation at most .1, Frechet ratio at most 10"
 HALFWAY, CALLS = 500, 12  # where the neurons are met, and the network calls from there
@@ -213,10 +213,11 @@ JOBS: dict[str, tuple[Callable[[], None], int]] = {
     "turned": (turn, 25),
     "superposition": (toys, 60),
     "protocol": (write_protocol, 35),
+    "amendment": (write_amendment, 5),
     **{
         name: (functools.partial(run_trial, name), minutes)
-        for name, minutes in zip(TABLES, (30, 35, 20, 20), strict=True)
+        for name, minutes in zip(TABLES, (30, 35, 30, 25, 25, 20), strict=True)
     },
-    "always": (run_always, 25),
+    "always": (run_always, 35),
     **SURVEYS,
 }

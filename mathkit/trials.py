@@ -1,7 +1,10 @@
 """The trial: its protocol, fixed on development samples and committed, then the test, once.
 
 `python -m mathkit results protocol` writes data/protocol.json and data/kept.safetensors;
-`... trial`, `trial_others` and `trial_healthy` treat the test samples by it.
+`... trial`, `trial_others`, `trial_healthy` and `trial_healthy_others` treat the test samples by
+it. When their outcome was known a row was added, set on development samples too: `... amendment`
+writes data/amendment.json, and `amended` and `amended_healthy` treat test samples that no row had
+treated before.
 """
 
 from __future__ import annotations
@@ -44,7 +47,7 @@ from .results import (
 )
 from .scores import rounded
 
-PROTOCOL, KEPT = "protocol.json", "kept.safetensors"
+PROTOCOL, AMENDMENT, KEPT = "protocol.json", "amendment.json", "kept.safetensors"
 DEVELOPMENT = 1  # the seed of the development samples
 EDIT_TIME, AFTER = 583, (458, 333)
 EARLY, STEPS = 749, (666, 583)  # where a course begins, and its further steps
@@ -57,7 +60,8 @@ GRID = (0.005, 0.015, 0.04, 0.1, 0.3, 0.8)
 LOW = 0.035  # a dose below the two of the table, for the rows compared first
 MARKS = ("p", "left", "side", "outside", "factor", "worst")  # stored in thousandths
 PRIMARY, CONTROL = "aimed, course", "random, course"
-FRESH = 100  # samples of the treatment always on
+CLIP = 20.0  # on development samples the pulls of the ill lie above it as a rule, others below
+FRESH = 200  # samples of the treatment always on
 _AIMED = Row("", "aimed", masked=True, rest=5, supervision="region")
 _MEAN = Row("", "mean", masked=True, rest=5, among=TRIED, supervision="region")
 _H = Row("", "h", among=TRIED, supervision="region")
@@ -125,13 +129,28 @@ OTHERS = (
     _course(_ORACLE, "oracle, course"),
     Row("counterfactual", "counterfactual", supervision="truth"),
 )
-ROWS = FIRST + OTHERS
-# table -> its rows, whether its samples are the ill ones, and how many of them.
+ADDED = (_course(_AIMED, "aimed, clipped course", clip=CLIP),)
+ROWS = FIRST + OTHERS + ADDED
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A table of the trial: its rows, and which samples they treat: the ill ones or the healthy,
+    in their order from number `first` on, `count` of them."""
+
+    rows: tuple[Row, ...]
+    ill: bool
+    count: int
+    first: int = 0
+
+
 TABLES = {
-    "trial": (FIRST, True, TEST),
-    "trial_others": (OTHERS, True, FEW),
-    "trial_healthy": (FIRST, False, TEST),
-    "trial_healthy_others": (OTHERS, False, FEW),
+    "trial": Part(FIRST, True, TEST),
+    "trial_others": Part(OTHERS, True, FEW),
+    "trial_healthy": Part(FIRST, False, TEST),
+    "trial_healthy_others": Part(OTHERS, False, FEW),
+    "amended": Part(ADDED, True, TEST, TEST),
+    "amended_healthy": Part(ADDED, False, TEST, TEST),
 }
 
 
@@ -214,6 +233,24 @@ def protocol() -> dict[str, Any]:
     return json.loads(_found(PROTOCOL).read_text())
 
 
+def amended() -> dict[str, Any]:
+    """The protocol with the rows of the amendment, data/amendment.json, and their strengths.
+
+    Raises FileNotFoundError where one of the two is missing, ValueError where the amendment is of
+    another protocol.
+    """
+    chosen, more = protocol(), json.loads(_found(AMENDMENT).read_text())
+    if more["protocol"] != digest(chosen):
+        raise ValueError(f"{AMENDMENT} is of another protocol: run `... results amendment` again")
+    both = {"strengths": chosen["strengths"] | more["strengths"]}
+    return chosen | both | {"rows": chosen["rows"] + more["rows"]}
+
+
+def digest(chosen: Mapping[str, Any]) -> str:
+    """SHA-256 of a protocol, which each of its tables names."""
+    return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()
+
+
 def kept() -> dict[str, Tensor]:
     """The directions that the protocol keeps; ValueError where the file is not the protocol's."""
     path = _found(KEPT)
@@ -225,7 +262,8 @@ def kept() -> dict[str, Tensor]:
 def _found(name: str) -> pathlib.Path:
     path = weights.locate(name)
     if path is None:
-        raise FileNotFoundError(f"no {name} in data/: run `python -m mathkit results protocol`")
+        job = name.removesuffix(".json") if name == AMENDMENT else "protocol"
+        raise FileNotFoundError(f"no {name} in data/: run `python -m mathkit results {job}`")
     return path
 
 
@@ -245,22 +283,39 @@ def write_protocol() -> None:
     )
     ward.limit = float(torch.quantile(torch.tensor(sum((d["rows"] for d in distances), [])), 0.99))
     ill, _ = find("protocol_ill", lambda i: look(p, DEVELOPMENT, i), PATIENTS)
-    plan = {row.name: GRID for row in ROWS}
-    answers = job("protocol_sweep", ill, lambda i: ward.sweep(DEVELOPMENT, i, plan))
-    effects = side_effects(columns_of(answers, ("side",)))
+    found = _dosed(ward, "protocol_sweep", FIRST + OTHERS, ill)
     if processes()[0] > 0:
         return
     place = weights.clone() / KEPT
     save_file(half, place)
-    doses = {row.name: strengths_of(row, effects[row.name]) for row in ROWS}
     table = {
         "t": EDIT_TIME, "limit": ward.limit, "unrelated": ward.unrelated,
         "primary": PRIMARY, "control": CONTROL, "doses": list(DOSES), "low": LOW,
         "weights": fingerprint(), "kept": weights.sha256(place), "development": ill,
-        "strengths": doses, "rows": [dataclasses.asdict(row) for row in ROWS],
-        "side effects on development samples": {k: rounded(v, 4) for k, v in effects.items()},
     }  # fmt: skip
-    (weights.clone() / PROTOCOL).write_text(json.dumps(table, indent=1) + "\n")
+    (weights.clone() / PROTOCOL).write_text(json.dumps(table | found, indent=1) + "\n")
+
+
+def write_amendment() -> None:
+    """Set the strengths of the ADDED rows on the protocol's patients, and write them."""
+    chosen = protocol()
+    ward = Ward(chosen["limit"], kept())
+    found = _dosed(ward, "amendment_sweep", ADDED, chosen["development"])
+    if processes()[0] == 0:
+        table = {"protocol": digest(chosen)} | found
+        (weights.clone() / AMENDMENT).write_text(json.dumps(table, indent=1) + "\n")
+
+
+def _dosed(ward: Ward, name: str, rows: Sequence[Row], ill: Sequence[int]) -> dict[str, Any]:
+    """The rows, their side effects at GRID on these development samples, and so their strengths."""
+    plan = {row.name: GRID for row in rows}
+    answers = job(name, ill, lambda i: ward.sweep(DEVELOPMENT, i, plan))
+    effects = side_effects(columns_of(answers, ("side",)))
+    return {
+        "strengths": {row.name: strengths_of(row, effects[row.name]) for row in rows},
+        "rows": [dataclasses.asdict(row) for row in rows],
+        "side effects on development samples": {k: rounded(v, 4) for k, v in effects.items()},
+    }
 
 
 def plan_for(chosen: Mapping[str, Any], name: str, rank: int) -> dict[str, Sequence[float]]:
@@ -269,45 +324,45 @@ def plan_for(chosen: Mapping[str, Any], name: str, rank: int) -> dict[str, Seque
     The ill get every strength, from the SMALL-th on the one at the first dose alone, which is all
     that the healthy get; those get no row that needs the true cure.
     """
-    rows, ill, _ = TABLES[name]
-    every = ill and rank < SMALL
+    part = TABLES[name]
+    every = part.ill and rank < SMALL
     return {
         row.name: chosen["strengths"][row.name][: None if every else 1]
-        for row in rows
-        if ill or row.supervision != "truth"
+        for row in part.rows
+        if part.ill or row.supervision != "truth"
     }
 
 
 def run_trial(name: str) -> None:
     """One table of the test, of TABLES: samples of the seed TEST_FROM treated by the protocol."""
-    chosen = protocol()
+    part = TABLES[name]
+    chosen = amended() if part.rows is ADDED else protocol()
     if chosen["weights"] != fingerprint():
         raise ValueError(f"{PROTOCOL} was fixed on other weights: run `... results protocol` first")
-    ward, (_, ill, count) = Ward(chosen["limit"], kept()), TABLES[name]
-    found, looked = find("trial_look", lambda i: look(ward.p, TEST_FROM, i), TEST, SPENT)
-    healthy = [i for i in range(SPENT, SPENT + looked) if i not in set(found)]
-    index = (found if ill else healthy)[:count]
+    ward, last = Ward(chosen["limit"], kept()), part.first + part.count
+    found, looked = find("trial_look", lambda i: look(ward.p, TEST_FROM, i), last, SPENT)
+    healthy = [i for i in range(SPENT, found[-1]) if i not in set(found)]
+    index = (found if part.ill else healthy)[part.first : last]
     answers = job(
         name,
         list(enumerate(index)),
         lambda at: ward.sweep(TEST_FROM, at[1], plan_for(chosen, name, at[0])),
     )
     head = {
-        "protocol": hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest(),
+        "protocol": digest(chosen),
         "seed": TEST_FROM,
         "looked": looked,
         "index": index,
     }
-    marks = MARKS if ill else ("p", "side", "outside")
+    marks = MARKS if part.ill else ("p", "side", "outside")
     publish(name, head | {"rows": columns_of(answers, marks)}, answers)
 
 
 def always_row(ward: Ward, i: int, strength: float) -> dict[str, Any]:
-    """Fresh sample (TEST_FROM + 1, i) before and after the primary row, whoever is in it: the ten
+    """Fresh sample (TEST_FROM + 1, i) before and after the added row, whoever is in it: the ten
     factors and P(Stranger), and the reader's features."""
     case = cases.admit(ward.p, TEST_FROM + 1, [i], EDIT_TIME)
-    row = next(row for row in FIRST if row.name == PRIMARY)
-    image = treatment.prescribed(ward.p, case, row, [strength], ward.average, ward.kept)
+    image = treatment.prescribed(ward.p, case, ADDED[0], [strength], ward.average, ward.kept)
     both = torch.cat([case.x0, image])
     factors, features = rounded(read_factors(both)[:, : STRANGER + 1]), rounded(read_features(both))
     return {
@@ -317,11 +372,11 @@ def always_row(ward: Ward, i: int, strength: float) -> dict[str, Any]:
 
 
 def run_always() -> None:
-    """The patient with the primary treatment always on: FRESH samples, whoever is in them."""
-    chosen = protocol()
-    ward, strength = Ward(chosen["limit"], kept()), chosen["strengths"][PRIMARY][0]
+    """The patient with the added row always on: FRESH samples, whoever is in them."""
+    chosen, row = amended(), ADDED[0].name
+    ward, strength = Ward(chosen["limit"], kept()), chosen["strengths"][row][0]
     answers = job("always", list(range(FRESH)), lambda i: always_row(ward, i, strength))
-    table: dict[str, Any] = {"row": PRIMARY, "strength": strength, "seed": TEST_FROM + 1}
+    table: dict[str, Any] = {"row": row, "strength": strength, "seed": TEST_FROM + 1}
     for name in ("before", "after"):
         found = [a["rows"][name] for a in answers]
         factors = [one["factors"] for one in found]

@@ -100,7 +100,7 @@ def test_a_row_of_her_derivative_is_what_it_was(p, truth):
 
 @pytest.mark.parametrize("name", [name for name in trials.TABLES if results.is_stored(name)])
 def test_a_row_of_the_trial_is_what_it_was(p, name):
-    table, chosen = results.stored(name), trials.protocol()
+    table, chosen = results.stored(name), trials.amended()
     ward = trials.Ward(chosen["limit"], trials.kept())
     plan = trials.plan_for(chosen, name, len(table["index"]) - 1)
     row = random.choice(
@@ -139,7 +139,7 @@ def test_a_row_of_the_turning_spans_is_what_it_was(p):
 def test_fresh_samples_before_and_after_are_what_they_were(p):
     if not results.is_stored("always"):
         pytest.skip("no table always: run `make results NAME=always`")
-    table, chosen = results.stored("always"), trials.protocol()
+    table, chosen = results.stored("always"), trials.amended()
     ward = trials.Ward(chosen["limit"], trials.kept())
     i = random.randrange(len(table["after"]["factors"]))
     now = trials.always_row(ward, i, table["strength"])

@@ -307,7 +307,7 @@ def test_no_first_step_gains_more_than_the_aimed_one(small):
     v = directions.direction(p, case, row, average)
     noise = directions.direction(p, case, dataclasses.replace(row, key="noise"), average)
     best = directions.direction(p, case, Row("m", "mean", True, 0, 6, "region"), average)
-    lot = directions.gaussian(case, 20)
+    lot = cases.gaussian(case, 20)
     others = [gain(u) for u in (noise, best, *lot.split(1))]
     assert gain(v) > max(others) and min(others[:2]) > 0
     whole = directions.direction(p, case, dataclasses.replace(row, masked=False), average)
@@ -320,6 +320,45 @@ def test_an_aimed_direction_is_the_pull_by_hand(ill, known):
     row = Row("aimed", "aimed", masked=True, supervision="region")
     v = directions.direction(known, case, row, average)
     assert torch.allclose(v, unit(known.clean(way, case.t)), atol=1e-4)  # M is symmetric
+
+
+@pytest.mark.parametrize("part", [0.5, 2.0])
+def test_a_clipped_direction_is_the_pull_over_the_clip_where_that_is_shorter(ill, known, part):
+    case, average = ill[0], ill.x0[1:2]
+    pull = known.clean((average - known.clean(case.xt, case.t)) * case.region, case.t)
+    row = Row("aimed", "aimed", masked=True, supervision="region", clip=part * float(pull.norm()))
+    v = directions.direction(known, case, row, average)
+    assert torch.allclose(v, unit(pull) / max(1.0, part), atol=1e-4)
+    other = directions.direction(known, case, dataclasses.replace(row, sign=-1), average)
+    assert torch.equal(other, -v)
+
+
+def test_where_there_is_no_way_to_go_a_clipped_step_is_none_and_a_unit_step_is_whole(ill, known):
+    case = ill[0]
+    average = known.clean(case.xt, case.t) + 1e-5 * known.a  # all but there
+    row = Row("aimed", "aimed", masked=True, supervision="region")
+    whole = directions.direction(known, case, row, average)
+    none = directions.direction(known, case, dataclasses.replace(row, clip=1.0), average)
+    assert float(whole.norm()) == pytest.approx(1.0, abs=1e-4) and float(none.norm()) < 1e-3
+
+
+def test_a_shorter_direction_makes_a_shorter_step(small):
+    p, case = small
+    v, row = cases.gaussian(case), Row("r", "random", after=(208,), course=(208,))
+    half, whole = (
+        treatment.treat(p, case, row, u, s, lambda later, u=u: u)
+        for u, s in ((v / 2, [0.2]), (v, [0.1]))
+    )
+    assert torch.allclose(half, whole, atol=1e-4)
+    assert not torch.allclose(half, treatment.treat(p, case, row, v, [0.2], lambda _: v), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "row", [{"kind": "h", "clip": 1.0}, {"clip": -1.0}, {"clip": 1.0, "edit": "guide"}]
+)
+def test_only_the_pull_of_a_move_is_clipped(row):
+    with pytest.raises(ValueError, match="clip is a length > 0"):
+        Row(**{"name": "x", "kind": "aimed"} | row)
 
 
 def test_references_do_what_they_say(small, ill, known):

@@ -39,7 +39,7 @@ def test_strengths_are_read_off_the_measured_side_effects():
 
 def test_every_row_stands_in_one_table_for_the_ill_and_one_for_the_healthy():
     for ill in (True, False):
-        rows = [row for part, of_ill, _ in trials.TABLES.values() if of_ill is ill for row in part]
+        rows = [row for part in trials.TABLES.values() if part.ill is ill for row in part.rows]
         assert rows == list(trials.ROWS)
 
 
@@ -57,6 +57,27 @@ def test_the_plan_for_the_healthy_knows_no_true_cure_and_one_dose():
     others = trials.plan_for(CHOSEN, "trial_healthy_others", 0)
     assert not {"oracle", "oracle, course", "counterfactual"} & set(others)
     assert {len(strengths) for strengths in others.values()} == {1}
+
+
+def test_an_amendment_adds_its_rows_to_its_own_protocol_alone(tmp_path, monkeypatch):
+    chosen = {"rows": [{"name": "a"}], "strengths": {"a": [1.0]}, "t": 583}
+    more = {"rows": [{"name": "b"}], "strengths": {"b": [2.0]}, "protocol": trials.digest(chosen)}
+    monkeypatch.setattr(trials.weights, "locate", lambda name: tmp_path / name)
+    for name, table in ((trials.PROTOCOL, chosen), (trials.AMENDMENT, more)):
+        (tmp_path / name).write_text(json.dumps(table))
+    both = trials.amended()
+    assert both["rows"] == [{"name": "a"}, {"name": "b"}] and both["t"] == 583
+    assert both["strengths"] == {"a": [1.0], "b": [2.0]}
+    (tmp_path / trials.PROTOCOL).write_text(json.dumps(chosen | {"t": 500}))
+    with pytest.raises(ValueError, match="of another protocol"):
+        trials.amended()
+
+
+@pytest.mark.parametrize("ill", [True, False])
+def test_what_was_added_later_treats_samples_that_nobody_has_treated(ill):
+    parts = [part for part in trials.TABLES.values() if part.ill is ill]
+    treated = max(part.first + part.count for part in parts if part.rows is not trials.ADDED)
+    assert [part.first >= treated for part in parts if part.rows is trials.ADDED] == [True]
 
 
 def test_columns_keep_rows_strengths_and_samples_in_order():
@@ -149,6 +170,7 @@ def test_the_treatment_always_on_reads_before_and_after(learnt):
 def test_there_is_no_trial_without_a_protocol(monkeypatch):
     monkeypatch.setattr(trials, "PROTOCOL", "none.json")
     monkeypatch.setattr(trials, "KEPT", "none.safetensors")
+    monkeypatch.setattr(trials, "AMENDMENT", "none as well.json")
     for read in (trials.protocol, trials.kept):
         with pytest.raises(FileNotFoundError, match="results protocol"):
             read()
