@@ -34,7 +34,7 @@ MODEL := alice
 ONCE := "Installing the tested packages, once: README.md says how much; TORCH=cpu makes it less on Linux."
 
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m pytest
-UNITS := not (notebook or browser or slow or gpu)
+UNITS := not (patient or notebook or browser or slow or gpu)
 
 .PHONY: run book lab check test test-full bench results refresh gpu patient ship cover lock clean
 
@@ -52,10 +52,11 @@ check: $(DEV)
 	$(PYTEST) -n logical --maxprocesses 4 -m "$(UNITS)"
 
 test: check
+	$(PYTEST) -n logical --maxprocesses 4 -m "patient and not slow"
 	$(PYTEST) -m "(notebook or browser) and not slow"
 
 test-full: check
-	$(PYTEST) -m "notebook or browser or slow"
+	$(PYTEST) -m "patient or notebook or browser or slow"
 
 bench: $(BOOK)
 	@$(PY) -m book.build bench $(NAME)

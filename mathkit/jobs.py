@@ -207,11 +207,11 @@ def _columns(cases: Sequence[Any], names: Iterable[str]) -> dict[str, list[dict[
 JOBS: dict[str, tuple[Callable[[], None], int]] = {
     "alice": (alice, 15),
     "understudy": (understudy, 5),
-    "decided": (decide, 15),
+    "decided": (decide, 20),
     "neurons": (meet_neurons, 15),
     "neuron_off": (switch_off, 40),
-    "turned": (turn, 25),
-    "superposition": (toys, 60),
+    "turned": (turn, 15),
+    "superposition": (toys, 45),
     "protocol": (write_protocol, 35),
     "amendment": (write_amendment, 5),
     **{

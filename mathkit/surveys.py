@@ -282,7 +282,7 @@ def survey_manifold() -> None:
 SURVEYS = {
     "tangent": (survey_tangents, 20),
     "turning": (survey_turning, 20),
-    "paths": (survey_paths, 30),
-    "effects": (survey_effects, 20),
-    "manifold": (survey_manifold, 15),
+    "paths": (survey_paths, 15),
+    "effects": (survey_effects, 10),
+    "manifold": (survey_manifold, 5),
 }

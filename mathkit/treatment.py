@@ -31,7 +31,7 @@ def treat(
     """The treated images, one for each strength given, (B, *shape) in [-1, 1].
 
     strength: |x_t' - x_t| / |x_t| of the step itself, before normalisation and aftercare, times |v|
-    where the edit is "move"; of row kind "noise" the noise in x_t is turned towards fresh noise by
+    where the row has a clip; of row kind "noise" the noise in x_t is turned towards fresh noise by
     the angle that gives the same length; of edit "inject" the length of dh = s |h| u at every step,
     u = J v / |J v|. find: the direction at the same case's x_t of a later time, for a course, whose
     every step has this strength.
@@ -71,7 +71,7 @@ def _moved(p: Model, case: Cases, row: Row, v: Tensor, strength: float) -> Tenso
     if row.edit == "shoot":
         return shoot(_shot_map(p, case, row), case.xt, v, strength, STEPS, k=TRIED)[-1]
     if row.edit == "move":
-        return _step(p, case.xt, case.t, v, strength)
+        return _step(p, row, case.xt, case.t, v, strength)
     raise ValueError(f'edit is "move", "guide", "shoot" or "inject", got {row.edit!r}')
 
 
@@ -121,12 +121,13 @@ def _again(
         raise ValueError(f"row {row.name!r} is a course: give `find`, the direction at later times")
     v = find(case)
     return torch.cat(
-        [_step(p, one[None], case.t, v, s) for one, s in zip(x, strengths, strict=True)]
+        [_step(p, row, one[None], case.t, v, s) for one, s in zip(x, strengths, strict=True)]
     )
 
 
-def _step(p: Model, x: Tensor, t: int, v: Tensor, strength: float) -> Tensor:
-    return move(p, x, t, v, strength * float(v.norm()), steps=1)[-1]
+def _step(p: Model, row: Row, x: Tensor, t: int, v: Tensor, strength: float) -> Tensor:
+    share = float(v.norm()) if row.clip else 1.0
+    return move(p, x, t, v, strength * share, steps=1)[-1]
 
 
 def cared_for(

@@ -21,6 +21,9 @@ from mathkit import (
     trials,
 )
 
+pytestmark = pytest.mark.patient
+COURSES = [name for name, part in trials.TABLES.items() if all(row.course for row in part.rows)]
+
 
 @pytest.fixture(scope="module")
 def p():
@@ -98,7 +101,14 @@ def test_a_row_of_her_derivative_is_what_it_was(p, truth):
         assert now[name] == pytest.approx(row[name], rel=0.02, abs=0.01), (name, row)
 
 
-@pytest.mark.parametrize("name", [name for name in trials.TABLES if results.is_stored(name)])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name in COURSES))
+        for name in trials.TABLES
+        if results.is_stored(name)
+    ],
+)
 def test_a_row_of_the_trial_is_what_it_was(p, name):
     table, chosen = results.stored(name), trials.amended()
     ward = trials.Ward(chosen["limit"], trials.kept())

@@ -342,15 +342,18 @@ def test_where_there_is_no_way_to_go_a_clipped_step_is_none_and_a_unit_step_is_w
     assert float(whole.norm()) == pytest.approx(1.0, abs=1e-4) and float(none.norm()) < 1e-3
 
 
-def test_a_shorter_direction_makes_a_shorter_step(small):
+def test_a_shorter_direction_makes_a_shorter_step_where_the_row_has_a_clip(small):
     p, case = small
-    v, row = cases.gaussian(case), Row("r", "random", after=(208,), course=(208,))
-    half, whole = (
-        treatment.treat(p, case, row, u, s, lambda later, u=u: u)
-        for u, s in ((v / 2, [0.2]), (v, [0.1]))
-    )
+    plain = Row("r", "aimed", after=(208,), course=(208,))
+    clipped, v = dataclasses.replace(plain, clip=1.0), cases.gaussian(case)
+
+    def course(row, u, strength):
+        return treatment.treat(p, case, row, u, [strength], lambda _: u)
+
+    half, whole = course(clipped, v / 2, 0.2), course(clipped, v, 0.1)
     assert torch.allclose(half, whole, atol=1e-4)
-    assert not torch.allclose(half, treatment.treat(p, case, row, v, [0.2], lambda _: v), atol=1e-3)
+    assert torch.allclose(course(plain, v / 2, 0.1), whole, atol=1e-4)
+    assert not torch.allclose(course(clipped, v, 0.2), whole, atol=1e-3)
 
 
 @pytest.mark.parametrize(
