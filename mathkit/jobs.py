@@ -218,6 +218,6 @@ JOBS: dict[str, tuple[Callable[[], None], int]] = {
         name: (functools.partial(run_trial, name), minutes)
         for name, minutes in zip(TABLES, (30, 35, 30, 25, 25, 20), strict=True)
     },
-    "always": (run_always, 35),
+    "always": (run_always, 20),
     **SURVEYS,
 }

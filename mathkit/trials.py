@@ -61,7 +61,7 @@ LOW = 0.035  # a dose below the two of the table, for the rows compared first
 MARKS = ("p", "left", "side", "outside", "factor", "worst")  # stored in thousandths
 PRIMARY, CONTROL = "aimed, course", "random, course"
 CLIP = 20.0  # on development samples the pulls of the ill lie above it as a rule, others below
-FRESH = 200  # samples of the treatment always on
+FRESH = 100  # samples of the treatment always on
 _AIMED = Row("", "aimed", masked=True, rest=5, supervision="region")
 _MEAN = Row("", "mean", masked=True, rest=5, among=TRIED, supervision="region")
 _H = Row("", "h", among=TRIED, supervision="region")
