@@ -375,7 +375,8 @@ def run_always() -> None:
     """The patient with the added row always on: FRESH samples, whoever is in them."""
     chosen, row = amended(), ADDED[0].name
     ward, strength = Ward(chosen["limit"], kept()), chosen["strengths"][row][0]
-    answers = job("always", list(range(FRESH)), lambda i: always_row(ward, i, strength))
+    items = [(i, row, strength) for i in range(FRESH)]
+    answers = job("always", items, lambda at: always_row(ward, at[0], at[2]))
     table: dict[str, Any] = {"row": row, "strength": strength, "seed": TEST_FROM + 1}
     for name in ("before", "after"):
         found = [a["rows"][name] for a in answers]
