@@ -114,7 +114,7 @@ def test_the_rows_pick_their_neurons(table):
 
 
 def test_a_sweep_gives_a_record_for_each_row_and_strength(p, ill, table):
-    few = {row: strengths[:1] for row, strengths in neurons.STRENGTHS.items()}
+    few = {row: strengths[:2] for row, strengths in neurons.STRENGTHS.items()}
     made = neurons.edits(table, 0), few
     records = neurons.sweep(p, ill[0], *made, limit=0.08, unrelated=0.25)
     assert [(r["row"], r["strength"]) for r in records] == [

@@ -169,7 +169,16 @@ def test_the_treatment_always_on_reads_before_and_after(learnt):
 def test_there_is_no_trial_without_a_protocol(monkeypatch):
     monkeypatch.setattr(trials, "PROTOCOL", "none.json")
     monkeypatch.setattr(trials, "KEPT", "none.safetensors")
-    monkeypatch.setattr(trials, "AMENDMENT", "none as well.json")
-    for read in (trials.protocol, trials.kept):
+    for read in (trials.protocol, trials.kept, trials.amended):
         with pytest.raises(FileNotFoundError, match="results protocol"):
             read()
+
+
+def test_a_missing_amendment_names_its_own_job(monkeypatch):
+    monkeypatch.setattr(
+        trials.weights,
+        "locate",
+        lambda name, real=trials.weights.locate: None if name == trials.AMENDMENT else real(name),
+    )
+    with pytest.raises(FileNotFoundError, match="results amendment"):
+        trials.amended()
