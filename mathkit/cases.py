@@ -141,6 +141,8 @@ def imagined(q: Tensor, seed: int, index: Sequence[int]) -> Tensor:
 
 def at(p: Model, cases: Cases, t: int) -> Cases:
     """The same cases at another grid time. Cost: the network calls from T to t, the first time."""
+    if cases.steps is None:
+        cases.known.setdefault(cases.t, cases)
     if t not in cases.known:
         xt = trajectory(p, cases.seed, cases.index, t)
         cases.known[t] = dataclasses.replace(cases, t=t, steps=None, xt=xt)

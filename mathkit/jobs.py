@@ -16,10 +16,11 @@ from .loading import load_model
 from .models import Model
 from .puppets import CONTINUOUS, FEW, STRANGER, Posterior
 from .results import TEST_FROM, find, is_stored, job, publish, stored, write_card
+from .rows import TABLES
 from .scores import rounded
 from .surveys import SURVEYS
 from .sweeps import SEEDS, SWEEPS, row
-from .trials import TABLES, protocol, run_always, run_trial, write_amendment, write_protocol
+from .trials import protocol, run_always, run_trial, write_amendment, write_protocol
 
 BAR = "Strangers 12 to 18 %, each KS at most .10, correlation at most .1, Frechet ratio at most 10"
 HALFWAY, CALLS = 500, 12  # where the neurons are met, and the network calls from there
@@ -216,7 +217,7 @@ JOBS: dict[str, tuple[Callable[[], None], int]] = {
     "amendment": (write_amendment, 5),
     **{
         name: (functools.partial(run_trial, name), minutes)
-        for name, minutes in zip(TABLES, (30, 35, 30, 25, 25, 20), strict=True)
+        for name, minutes in zip(TABLES, (120, 35, 120, 25), strict=True)
     },
     "always": (run_always, 20),
     **SURVEYS,

@@ -67,15 +67,17 @@ def job(
     items: Sequence[Any],
     work: Callable[[Any], Any],
     networks: Sequence[str] = NETWORKS,
+    settings: str = "",
 ) -> list[Any]:
     """work(item) for each item, each answer stored when done; finished ones are read back.
 
+    settings: a hash of what the answers depend on beyond item and weights, if there is such.
     Under torchrun the processes share the items, and each waits until all are done.
     """
     from tqdm.auto import tqdm
 
     rank, world = processes()
-    folder = SCRATCH / name / fingerprint(networks)[:12]
+    folder = SCRATCH / name / "-".join(h[:12] for h in (fingerprint(networks), settings) if h)
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{i}.json" for i in range(len(items))]
     mine = [i for i in range(rank, len(items), world) if not paths[i].exists()]

@@ -2,14 +2,14 @@
 
 `python -m mathkit results protocol` writes data/protocol.json and data/kept.safetensors;
 `... trial`, `trial_others`, `trial_healthy` and `trial_healthy_others` treat the test samples by
-it. When their outcome was known a row was added, set on development samples too: `... amendment`
-writes data/amendment.json, and `amended` and `amended_healthy` treat test samples that no row had
-treated before.
+it. When the outcome of the first OPENED of them was known a row was added, set on development
+samples too: `... amendment` writes data/amendment.json; that row treats the samples after those.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import pathlib
@@ -45,113 +45,28 @@ from .results import (
     publish,
     unrelated_distance,
 )
+from .rows import (
+    ADDED,
+    CONTROL,
+    EDIT_TIME,
+    FIRST,
+    OTHERS,
+    PRIMARY,
+    ROWS,
+    TABLES,
+    plan_for,
+)
 from .scores import rounded
 
 PROTOCOL, AMENDMENT, KEPT = "protocol.json", "amendment.json", "kept.safetensors"
 DEVELOPMENT = 1  # the seed of the development samples
-EDIT_TIME, AFTER = 583, (458, 333)
-EARLY, STEPS = 749, (666, 583)  # where a course begins, and its further steps
 SPENT = 1000  # test samples that an earlier protocol has opened
-# Samples of the rows compared first, those of them at every strength, samples of the other rows.
-TEST, SMALL, FEW = 100, 20, 16
 # Development samples: to carry directions from, to learn from, to set doses on.
 SOURCES, STUDIED, PATIENTS = 10, 250, 8
 GRID = (0.005, 0.015, 0.04, 0.1, 0.3, 0.8)
 LOW = 0.035  # a dose below the two of the table, for the rows compared first
 MARKS = ("p", "left", "side", "outside", "factor", "worst")  # stored in thousandths
-PRIMARY, CONTROL = "aimed, course", "random, course"
-CLIP = 20.0  # on development samples the pulls of the ill lie above it as a rule, others below
 FRESH = 100  # samples of the treatment always on
-_AIMED = Row("", "aimed", masked=True, rest=5, supervision="region")
-_MEAN = Row("", "mean", masked=True, rest=5, among=TRIED, supervision="region")
-_H = Row("", "h", among=TRIED, supervision="region")
-_RANDOM = Row("", "random", among=TRIED, supervision="region")
-_CARRIED = Row("", "carried", key="clicked", supervision="click")
-_ORACLE = Row("", "oracle", supervision="truth")
-
-
-def _row(base: Row, name: str, **changes: Any) -> Row:
-    return dataclasses.replace(base, name=name, **changes)
-
-
-def _course(base: Row, name: str, **changes: Any) -> Row:
-    return _row(base, name, t=EARLY, after=(*STEPS, *AFTER), course=STEPS, **changes)
-
-
-FIRST = (  # compared on all test samples
-    _course(_AIMED, PRIMARY),
-    _course(_RANDOM, CONTROL),
-)
-OTHERS = (
-    Row("random", "random"),
-    _row(_RANDOM, "random, best of 6"),
-    _row(_RANDOM, "random, aftercare", after=AFTER),
-    Row("fresh noise", "noise"),
-    Row("fresh noise, aftercare", "noise", after=AFTER),
-    Row("random in the span", "span", masked=True, among=TRIED, supervision="region"),
-    Row("another's direction", "another", key="clicked x", supervision="click"),
-    _course(_AIMED, "aimed at noise, course", key="noise"),
-    _course(_AIMED, "wrong sign, course", sign=-1),
-    _row(_AIMED, "aimed"),
-    _row(_AIMED, "aimed, aftercare", after=AFTER),
-    _row(_AIMED, "aimed, late course", after=AFTER, course=AFTER),
-    Row("PCA of h", "carried", key="pca", lift="pull", among=TRIED, supervision="region"),
-    Row("h, first", "h"),
-    _row(_H, "h, best of 6"),
-    Row("pooled h, best of 6", "pooled", among=TRIED, supervision="region"),
-    _row(_H, "h, aftercare", after=AFTER),
-    _course(_H, "h, course"),
-    _row(_H, "h, projected off 5", rest=5),
-    _row(_H, "h, projected off 20", rest=20),
-    _row(_MEAN, "masked mean", rest=0),
-    _row(_MEAN, "masked mean, projected"),
-    _row(_MEAN, "masked mean, projected off 20", rest=20),
-    _row(_MEAN, "masked mean, aftercare", after=AFTER),
-    _course(_MEAN, "masked mean, course"),
-    _row(_MEAN, "masked mean, late course", after=AFTER, course=AFTER),
-    _row(_CARRIED, "carried"),
-    _row(_CARRIED, "carried, pinv", lift="pinv"),
-    _course(_CARRIED, "carried, course"),
-    Row("global", "carried", key="global", supervision="click"),
-    Row("matched", "carried", key="matched", supervision="click"),
-    _row(_MEAN, "masked mean, guided", edit="guide"),
-    _row(_MEAN, "masked mean, normalised", normalised=True),
-    _row(_MEAN, "masked mean, shooting", edit="shoot"),
-    _row(_MEAN, "masked mean, boosted", boost=200),
-    _row(_H, "h, guided", edit="guide"),
-    _row(_H, "h, normalised", normalised=True),
-    _row(_H, "h, shooting", edit="shoot"),
-    _row(_H, "h, injected", edit="inject"),
-    *(_row(_H, f"h at {t}", t=t) for t in (749, 666, 500, 416)),
-    Row("mean difference of h", "carried", key="difference", lift="pull", supervision="labels"),
-    Row("reader's gradient", "reader", supervision="labels"),
-    _row(_ORACLE, "oracle"),
-    _course(_ORACLE, "oracle, course"),
-    Row("counterfactual", "counterfactual", supervision="truth"),
-)
-ADDED = (_course(_AIMED, "aimed, clipped course", clip=CLIP),)
-ROWS = FIRST + OTHERS + ADDED
-
-
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """A table of the trial: its rows, and which samples they treat: the ill ones or the healthy,
-    in their order from number `first` on, `count` of them."""
-
-    rows: tuple[Row, ...]
-    ill: bool
-    count: int
-    first: int = 0
-
-
-TABLES = {
-    "trial": Part(FIRST, True, TEST),
-    "trial_others": Part(OTHERS, True, FEW),
-    "trial_healthy": Part(FIRST, False, TEST),
-    "trial_healthy_others": Part(OTHERS, False, FEW),
-    "amended": Part(ADDED, True, TEST, TEST),
-    "amended_healthy": Part(ADDED, False, TEST, TEST),
-}
 
 
 def strengths_of(row: Row, effects: Sequence[float]) -> list[float]:
@@ -202,9 +117,10 @@ def studied(p: Model) -> dict[str, Tensor]:
         ill += seen.tolist()
     h, sick = torch.cat(xs), torch.tensor(ill)
     us, vs, bases = [], [], []
+    clicking = Row("clicked", "h", among=TRIED, supervision="region")
     for i in sick.nonzero().flatten().tolist()[:SOURCES]:
         case = cases.admit(p, DEVELOPMENT, [i], EDIT_TIME)
-        v = direction(p, case, _row(_H, "h"), average)
+        v = direction(p, case, clicking, average)
         u = jacobian(f, case.xt).push(v)
         us.append(u / u.norm())
         vs.append(v)
@@ -262,8 +178,8 @@ def kept() -> dict[str, Tensor]:
 def _found(name: str) -> pathlib.Path:
     path = weights.locate(name)
     if path is None:
-        job = name.removesuffix(".json") if name == AMENDMENT else "protocol"
-        raise FileNotFoundError(f"no {name} in data/: run `python -m mathkit results {job}`")
+        by = "amendment" if name == AMENDMENT else "protocol"
+        raise FileNotFoundError(f"no {name} in data/: run `python -m mathkit results {by}`")
     return path
 
 
@@ -293,7 +209,7 @@ def write_protocol() -> None:
         "primary": PRIMARY, "control": CONTROL, "doses": list(DOSES), "low": LOW,
         "weights": fingerprint(), "kept": weights.sha256(place), "development": ill,
     }  # fmt: skip
-    (weights.clone() / PROTOCOL).write_text(json.dumps(table | found, indent=1) + "\n")
+    _write(PROTOCOL, table | found)
 
 
 def write_amendment() -> None:
@@ -302,51 +218,41 @@ def write_amendment() -> None:
     ward = Ward(chosen["limit"], kept())
     found = _dosed(ward, "amendment_sweep", ADDED, chosen["development"])
     if processes()[0] == 0:
-        table = {"protocol": digest(chosen)} | found
-        (weights.clone() / AMENDMENT).write_text(json.dumps(table, indent=1) + "\n")
+        _write(AMENDMENT, {"protocol": digest(chosen)} | found)
+
+
+def _write(name: str, table: Mapping[str, Any]) -> None:
+    (weights.clone() / name).write_text(json.dumps(table, indent=1) + "\n")
 
 
 def _dosed(ward: Ward, name: str, rows: Sequence[Row], ill: Sequence[int]) -> dict[str, Any]:
     """The rows, their side effects at GRID on these development samples, and so their strengths."""
-    plan = {row.name: GRID for row in rows}
-    answers = job(name, ill, lambda i: ward.sweep(DEVELOPMENT, i, plan))
+    plan, listed = {row.name: GRID for row in rows}, [dataclasses.asdict(row) for row in rows]
+    work = functools.partial(ward.sweep, DEVELOPMENT, plan=plan)
+    answers = job(name, ill, work, settings=digest({"rows": listed, "limit": ward.limit}))
     effects = side_effects(columns_of(answers, ("side",)))
     return {
         "strengths": {row.name: strengths_of(row, effects[row.name]) for row in rows},
-        "rows": [dataclasses.asdict(row) for row in rows],
+        "rows": listed,
         "side effects on development samples": {k: rounded(v, 4) for k, v in effects.items()},
-    }
-
-
-def plan_for(chosen: Mapping[str, Any], name: str, rank: int) -> dict[str, Sequence[float]]:
-    """Which rows sample number `rank` of the table `name` gets, and at which strengths.
-
-    The ill get every strength, from the SMALL-th on the one at the first dose alone, which is all
-    that the healthy get; those get no row that needs the true cure.
-    """
-    part = TABLES[name]
-    every = part.ill and rank < SMALL
-    return {
-        row.name: chosen["strengths"][row.name][: None if every else 1]
-        for row in part.rows
-        if part.ill or row.supervision != "truth"
     }
 
 
 def run_trial(name: str) -> None:
     """One table of the test, of TABLES: samples of the seed TEST_FROM treated by the protocol."""
     part = TABLES[name]
-    chosen = amended() if part.rows is ADDED else protocol()
+    chosen = amended() if part.late else protocol()
     if chosen["weights"] != fingerprint():
         raise ValueError(f"{PROTOCOL} was fixed on other weights: run `... results protocol` first")
-    ward, last = Ward(chosen["limit"], kept()), part.first + part.count
-    found, looked = find("trial_look", lambda i: look(ward.p, TEST_FROM, i), last, SPENT)
+    ward = Ward(chosen["limit"], kept())
+    found, looked = find("trial_look", lambda i: look(ward.p, TEST_FROM, i), part.count, SPENT)
     healthy = [i for i in range(SPENT, found[-1]) if i not in set(found)]
-    index = (found if part.ill else healthy)[part.first : last]
+    index = (found if part.ill else healthy)[: part.count]
     answers = job(
         name,
         list(enumerate(index)),
         lambda at: ward.sweep(TEST_FROM, at[1], plan_for(chosen, name, at[0])),
+        settings=digest(chosen),
     )
     head = {
         "protocol": digest(chosen),

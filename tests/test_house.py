@@ -35,7 +35,7 @@ ROWS = [
     "scores",
     "cases analysis",
     "directions",
-    "treatment",
+    "treatment rows",
     "neurons sweeps",
     "results",
     "trials",

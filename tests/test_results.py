@@ -85,6 +85,14 @@ def test_other_weights_begin_a_job_anew(scratch, monkeypatch):
     assert results.job("squares", [1], lambda i: "new")[0]["rows"] == "new"
 
 
+def test_other_settings_begin_a_job_anew_and_leave_what_was_stored(scratch):
+    for settings, word in (("a" * 64, "old"), ("b" * 64, "new")):
+        (now,) = results.job("squares", [1], lambda i, word=word: word, settings=settings)
+        assert now["rows"] == word
+    (then,) = results.job("squares", [1], lambda i: "newest", settings="a" * 64)
+    assert then["rows"] == "old"
+
+
 def test_the_sample_card_of_the_show_itself_meets_the_bar():
     q = puppets.sample_factors(4000, 3)
     card = analysis.factor_card(q[:, :11].tolist())

@@ -7,53 +7,53 @@ import pytest
 import torch
 from conftest import make_tiny_unet
 
-from mathkit import cases, models, results, trials
+from mathkit import cases, models, results, rows, trials
 from mathkit.directions import Row
 
 EFFECTS = [2 * s for s in trials.GRID]  # a side effect of twice the strength
-STRENGTHS = {row.name: trials.strengths_of(row, EFFECTS) for row in trials.ROWS}
+STRENGTHS = {row.name: trials.strengths_of(row, EFFECTS) for row in rows.ROWS}
 CHOSEN = {"strengths": STRENGTHS}
 
 
 def test_every_row_has_a_name_of_its_own_and_survives_json():
-    names = [row.name for row in trials.ROWS]
+    names = [row.name for row in rows.ROWS]
     assert len(set(names)) == len(names)
-    for row in trials.ROWS:
+    for row in rows.ROWS:
         assert Row(**json.loads(json.dumps(dataclasses.asdict(row)))) == row
 
 
 def test_the_control_gets_every_choice_that_the_primary_row_gets():
-    by_name = {row.name: row for row in trials.ROWS}
-    primary, control = by_name[trials.PRIMARY], by_name[trials.CONTROL]
+    by_name = {row.name: row for row in rows.ROWS}
+    primary, control = by_name[rows.PRIMARY], by_name[rows.CONTROL]
     for choice in ("supervision", "after", "course", "edit", "sign", "t"):
         assert getattr(primary, choice) == getattr(control, choice)
     assert control.kind == "random" and control.among >= primary.among
 
 
 def test_strengths_are_read_off_the_measured_side_effects():
-    first, other = trials.FIRST[0], trials.OTHERS[0]
+    first, other = rows.FIRST[0], rows.OTHERS[0]
     assert trials.strengths_of(first, EFFECTS) == pytest.approx([0.025, 0.075, 0.0175])
     assert trials.strengths_of(other, EFFECTS) == pytest.approx([0.025, 0.075])
 
 
 def test_every_row_stands_in_one_table_for_the_ill_and_one_for_the_healthy():
     for ill in (True, False):
-        rows = [row for part in trials.TABLES.values() if part.ill is ill for row in part.rows]
-        assert rows == list(trials.ROWS)
+        parts = [part for part in rows.TABLES.values() if part.ill is ill]
+        told = [row for part in parts for row in part.rows]
+        assert told + [row for part in parts for row in part.late] == list(rows.ROWS)
 
 
 def test_the_plan_gives_the_first_samples_all_strengths_and_the_rest_one():
-    few, many = (
-        trials.plan_for(CHOSEN, "trial", rank) for rank in (trials.SMALL - 1, trials.SMALL)
-    )
-    assert few == {row.name: STRENGTHS[row.name] for row in trials.FIRST}
+    few, many = (rows.plan_for(CHOSEN, "trial", rank) for rank in (rows.SMALL - 1, rows.SMALL))
+    assert few == {row.name: STRENGTHS[row.name] for row in rows.FIRST}
     assert many == {name: strengths[:1] for name, strengths in few.items()}
-    assert trials.plan_for(CHOSEN, "trial_others", 0)["oracle"] == STRENGTHS["oracle"]
+    assert rows.plan_for(CHOSEN, "trial_others", 0)["oracle"] == STRENGTHS["oracle"]
 
 
 def test_the_plan_for_the_healthy_knows_no_true_cure_and_one_dose():
-    assert trials.plan_for(CHOSEN, "trial_healthy", 0) == trials.plan_for(CHOSEN, "trial", 399)
-    others = trials.plan_for(CHOSEN, "trial_healthy_others", 0)
+    plans = [rows.plan_for(CHOSEN, name, 399) for name in ("trial_healthy", "trial")]
+    assert plans[0] == plans[1] and len(plans[0]) == len(rows.FIRST + rows.ADDED)
+    others = rows.plan_for(CHOSEN, "trial_healthy_others", 0)
     assert not {"oracle", "oracle, course", "counterfactual"} & set(others)
     assert {len(strengths) for strengths in others.values()} == {1}
 
@@ -72,11 +72,11 @@ def test_an_amendment_adds_its_rows_to_its_own_protocol_alone(tmp_path, monkeypa
         trials.amended()
 
 
-@pytest.mark.parametrize("ill", [True, False])
-def test_what_was_added_later_treats_samples_that_nobody_has_treated(ill):
-    parts = [part for part in trials.TABLES.values() if part.ill is ill]
-    treated = max(part.first + part.count for part in parts if part.rows is not trials.ADDED)
-    assert [part.first >= treated for part in parts if part.rows is trials.ADDED] == [True]
+@pytest.mark.parametrize("name", ["trial", "trial_healthy"])
+def test_what_was_added_later_treats_no_sample_whose_outcome_was_known(name):
+    before, after = (rows.plan_for(CHOSEN, name, rows.OPENED + i) for i in (-1, 0))
+    added = {row.name: STRENGTHS[row.name][:1] for row in rows.ADDED}
+    assert after == before | added and not added.keys() & before.keys()
 
 
 def test_columns_keep_rows_strengths_and_samples_in_order():
