@@ -38,7 +38,7 @@ def members(module: ModuleType) -> list[tuple[str, Any]]:
 
 
 def called(x: Any) -> bool:
-    return inspect.isfunction(x) or inspect.isclass(x)
+    return inspect.isfunction(inspect.unwrap(x)) or inspect.isclass(x)
 
 
 def unquoted(parameter: str) -> str:

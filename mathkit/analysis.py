@@ -14,6 +14,7 @@ from . import puppets, scores
 from .diffusion import posterior_mean, sample
 from .faces import eigenfaces
 from .factors import read_factors, read_features
+from .grassmann import carry
 from .hspace import shoot
 from .maps import LinearMap, jacobian
 from .models import Model
@@ -48,8 +49,8 @@ def factor_card(
 
     moving: the factors that move in the show. `correlation` is the largest |correlation| between
     two of them, which are independent in the show; `light_tie` the difference of mean light between
-    ill and healthy samples (in the show about .13); `still` the largest standard deviation of a
-    factor that should stand still.
+    ill and healthy samples, where there are both (in the show about .13); `still` the largest
+    standard deviation of a factor that should stand still.
     """
     z = torch.tensor(rows)
     ill, at = z[:, STRANGER] > 0.5, [CONTINUOUS.index(name) for name in moving]
@@ -64,7 +65,9 @@ def factor_card(
         "correlation": float(off.abs().max()),
     }
     if len(at) == STRANGER:
-        return card | {"light_tie": float(light[ill].mean() - light[~ill].mean())}
+        both = 0 < int(ill.sum()) < len(z)
+        tie = {"light_tie": float(light[ill].mean() - light[~ill].mean())} if both else {}
+        return card | tie
     still = [i for i in range(STRANGER) if i not in at]
     return card | {"still": float(z[:, still].std(0).max())}
 
@@ -96,6 +99,9 @@ def derivative_row(p: Model, truth: Posterior, frame: int, t: int, k: int = 10) 
     A = jacobian(posterior_mean(p, t), xt)
     _, s, v = svd(A, k)
     jv, jtv = A.push(v).flatten(1), A.pull(v).flatten(1)
+    with torch.no_grad():
+        clean = p.clean(xt, t).cpu()
+    xt, v = xt.cpu(), v.cpu()
     row = {
         "asymmetry": float((jv - jtv).norm() / jv.norm()),
         "gain": float(abar**0.5 * s[0]),
@@ -105,16 +111,15 @@ def derivative_row(p: Model, truth: Posterior, frame: int, t: int, k: int = 10) 
     if row["ess"] > ENOUGH:
         exact_v, exact_s = truth.directions(xt, abar, k)
         expected = truth.mean(xt, abar)
-        with torch.no_grad():
-            miss = (p.clean(xt, t) - expected).norm() / expected.norm()
+        miss = (clean - expected).norm() / expected.norm()
         row |= {"exact": float(abar**0.5 * exact_s[0]), "overlap": overlap(v, exact_v)}
         row |= {"error": float(miss)}
     return {"frame": frame, "t": t} | {name: round(value, 4) for name, value in row.items()}
 
 
 def noised(p: Model, x0: Tensor, t: int, seed: int) -> Tensor:
-    """x_t = sqrt(abar) x0 + sqrt(1 - abar) e, with the standard normal e of `seed`."""
-    abar = float(p.alphas_cumprod[t])
+    """x_t = sqrt(abar) x0 + sqrt(1 - abar) e on p's device, e the standard normal of `seed`."""
+    x0, abar = x0.to(p.device), float(p.alphas_cumprod[t])
     e = torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed)).to(x0)
     return abar**0.5 * x0 + (1 - abar) ** 0.5 * e
 
@@ -171,12 +176,13 @@ def total_stretch(
     smaller error where few directions hold most. Cost: draws pushes.
     """
     signs = torch.Generator().manual_seed(seed)
-    g = torch.randint(0, 2, (draws, *A.in_shape), generator=signs).to(A.dtype) * 2 - 1
-    g, sure = g.to(A.device), 0.0
+    dtype = torch.promote_types(A.dtype or torch.get_default_dtype(), torch.float32)
+    g = torch.randint(0, 2, (draws, *A.in_shape), generator=signs).to(A.device, dtype) * 2 - 1
+    sure = 0.0
     if known is not None:
         V = known.V.flatten(1)
         g, sure = g - (g.flatten(1) @ V.T @ V).reshape(g.shape), float(known.S.square().sum())
-    squares = A.push(g).flatten(1).double().square().sum(1)
+    squares = A.push(g).reshape(draws, -1).double().square().sum(1)
     return sure + float(squares.mean()), float(squares.std() / draws**0.5)
 
 
@@ -213,7 +219,7 @@ def paths(
 
     "lerp": x + a (y - x). "slerp": the great circle, norms interpolated. "shooting": `shoot` with
     the direction of x whose image points to f(y), as far as the top k allow, over the length
-    |y - x|; it does not arrive, miss = |end - y| / |y - x|. Cost: segments + 1 `svd`s of rank k.
+    |y - x|; it does not arrive, miss = |end - y| / |y - x|. Cost: `segments` `svd`s of rank k.
     """
     a = torch.linspace(0, 1, segments + 1, dtype=x.dtype).to(x).view(-1, *[1] * (x.ndim - 1))
     size = [float(z.norm()) for z in (x, y)]
@@ -224,9 +230,7 @@ def paths(
     slerp = along / math.sin(angle) * ((1 - a) * size[0] + a * size[1])
     with torch.no_grad():
         wanted = f(y) - f(x)
-    U, S, V = svd(jacobian(f, x), k)
-    c = U.flatten(1) @ wanted.flatten()
-    v = ((c / S) @ V.flatten(1)).reshape(x.shape)
+    v = carry(wanted[0], svd(jacobian(f, x), k), "pinv")[0][None]
     far = float((y - x).norm()) / size[0]
     shot = shoot(f, x, v, far, segments, k)[:, 0]
     miss = float((shot[-1] - y[0]).norm() / (y - x).norm())

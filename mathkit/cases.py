@@ -21,6 +21,7 @@ from .factors import fit_factors, read_factors
 from .maps import LinearMap, mask
 from .models import Model
 from .puppets import STRANGER
+from .scores import side_effect
 
 OUTCOMES = ("ill", "cured", "destroyed")
 SAMPLING = 25  # network calls of a sample
@@ -234,7 +235,7 @@ def judge(cases: Cases, treated: Tensor, limit: float, unrelated: float) -> dict
         "left": left,
         "distance": distance,
         "side": stray.mean((1, 2, 3)) / unrelated,
-        "error": gap.mean((1, 2, 3)) / unrelated,
+        "error": side_effect(treated, cases.x0 + cases.cure, unrelated).to(gap),
         "outside": far.mean((1, 2, 3)) / unrelated,
         "factor": change.mean(1),
         "worst": change.amax(1),

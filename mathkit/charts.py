@@ -114,7 +114,7 @@ def over_time(
     ax.set(xlabel="t", ylabel=ylabel, yscale="log" if log else "linear")
     if not log:
         ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]))
-    ax.invert_xaxis()
+    ax.xaxis.set_inverted(True)
     return _legend_below(ax)
 
 

@@ -148,7 +148,7 @@ class Task:
         return "; or: ".join(found) or self.fallback(a)
 
     def fallback(self, a: Parts) -> str:
-        right = [self.same([x], [t]) for x, t in zip(a, self.truth, strict=True)]
+        right = _agreeing(a, self.truth, self.tol)
         if len(a) > 1 and any(right):
             what, first = "inputs" if callable(self.oracle) else "parts", right.index(False) + 1
             return f"{sum(right)} of {len(a)} {what} come out right; look at number {first}"
@@ -267,13 +267,16 @@ def _how_far(x: Tensor, y: Tensor, tol: float) -> str:
 
 
 def _same(a: Parts, t: Parts, tol: float) -> bool:
-    """Equal shapes and |a - t| <= tol * max |t|, part by part; the largest part's where t is 0."""
-    if [x.shape for x in a] != [y.shape for y in t]:
-        return False
+    """Equal shapes, and every part agrees."""
+    return [x.shape for x in a] == [y.shape for y in t] and all(_agreeing(a, t, tol))
+
+
+def _agreeing(a: Parts, t: Parts, tol: float) -> list[bool]:
+    """|a - t| <= tol * max |t|, part by part; the largest part's where t is 0."""
     sizes = [float(y.abs().max()) if y.numel() else 0.0 for y in t]
     most = max(sizes, default=0.0)
     scales = [s if s > 1e-9 * most else most or 1.0 for s in sizes]
-    return all(bool(((x - y).abs() <= tol * s).all()) for x, y, s in zip(a, t, scales, strict=True))
+    return [bool(((x - y).abs() <= tol * s).all()) for x, y, s in zip(a, t, scales, strict=True)]
 
 
 def _aligned(a: Parts, t: Parts) -> Parts:
@@ -287,7 +290,7 @@ def _aligned(a: Parts, t: Parts) -> Parts:
 
 def _unboxed(a: Any, t: Any) -> Any:
     """A one-entry array counts as the number in it where a number was asked."""
-    if not isinstance(a, list) or len(a) != len(t):
+    if not isinstance(a, list) or not isinstance(t, list) or len(a) != len(t):
         return a
     boxed = [x.numel() == 1 and y.ndim == 0 for x, y in zip(a, t, strict=True)]
     return [x.reshape(()) if b else x for x, b in zip(a, boxed, strict=True)]

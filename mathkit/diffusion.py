@@ -148,7 +148,7 @@ def invert(
     eps read where it arrived, which nears the exact inverse of `denoise`'s step: 25 steps with
     one round are nearer than 50 without. callback as in `sample`.
     Cost: B * steps * (1 + refine) network calls. Raises ValueError where x_0 is no batch of images
-    in [-1, 1].
+    of the model's shape, or is far outside [-1, 1].
     """
     x, times = p.encode(x0), timesteps(p, t, steps)
     rounds = 1 + _count(refine, "refine", 0)

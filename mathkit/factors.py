@@ -49,7 +49,8 @@ def read_factors(images: Tensor, batch: int = 256) -> Tensor:
 
     Column "stranger" is a probability; "stranger_side" and "stranger_height" mean something only
     where it is large. Differentiable in `images` where grad is enabled. Cost: n passes of a
-    .8 M parameter network. Raises ValueError for another shape, NaN or a range beyond [-1.5, 1.5].
+    network of .96 M parameters. Raises ValueError for another shape, NaN or a range beyond
+    [-1.5, 1.5].
     """
     _check(images)
     net = reader(str(images.device))

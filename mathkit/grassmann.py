@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+LIFTS = ("isometry", "pinv")
+
 
 def principal_angles(V1: Tensor, V2: Tensor) -> Tensor:
     """Principal angles between the spans of two sets of rows, ascending, in radians [0, pi/2].
@@ -113,7 +115,8 @@ def transport(
     span of U_1, c = U_1 u_0, and lifted back: "isometry" V_1^T c (2302.12469; a partial isometry
     between the spans, not parallel transport), or "pinv" V_1^T S_1^-1 c, whose push points along
     the projected u_0. v has length 1. kept = |c|^2, the share of u_0 that the other span holds
-    (k / m by chance); below 5 times chance a warning. Raises ValueError for another lift, i or
+    (k / m by chance); below 5 times chance, or halfway from chance to 1 where that is less, a
+    warning. Raises ValueError for another lift, i or
     shapes that differ, or kept = 0.
     """
     U0, r1 = next(iter(r0)), tuple(r1)
@@ -135,12 +138,18 @@ def carry(u: Tensor, r: Iterable[Tensor], lift: str = "isometry") -> tuple[Tenso
     r: U, S, V at the point where v is wanted; lift and errors as in `transport`.
     """
     U, S, V = r
-    if lift not in ("isometry", "pinv"):
-        raise ValueError(f'lift is "isometry" or "pinv", got {lift!r}')
+    if lift not in LIFTS:
+        raise ValueError(f"lift is {' or '.join(LIFTS)}, got {lift!r}")
     c = U.flatten(1) @ u.flatten().to(U)
     if not float(c.norm()) > 1e-6 * float(u.norm()):
         raise ValueError("the other span holds nothing of the direction")
-    v = ((c if lift == "isometry" else c / S) @ V.flatten(1)).reshape(V.shape[1:])
+    if lift == "pinv":  # past the numerical rank S is 0: nothing there can be lifted
+        v = torch.where(S > 0, c / S, 0.0) @ V.flatten(1)
+    else:
+        v = c @ V.flatten(1)
+    if not float(v.norm()) > 0:
+        raise ValueError("no v is stretched to the direction's projection: S is 0 where it lies")
+    v = v.reshape(V.shape[1:])
     return v / v.norm(), (c @ U.flatten(1)).reshape(u.shape)
 
 

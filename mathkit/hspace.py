@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .grassmann import carry
+from .grassmann import LIFTS, carry
 from .maps import jacobian
 from .spectral import svd
 
@@ -104,7 +104,7 @@ def move(p: Any, xt: Tensor, t: int, v: Tensor, strength: float, steps: int) -> 
         raise ValueError("v is parallel to x_t: with the norm kept there is nowhere to move")
     w = across / _norm(across)
     angles = [2 * math.asin(s / 2) for s in _strengths(strength, steps, 2.0)]
-    return torch.stack([math.cos(a) * xt + math.sin(a) * size * w for a in angles])
+    return torch.stack([(math.cos(a) * xt + math.sin(a) * size * w).to(xt) for a in angles])
 
 
 def guide(p: Any, xt: Tensor, t: int, v: Tensor, strength: float, steps: int) -> Tensor:
@@ -121,10 +121,10 @@ def guide(p: Any, xt: Tensor, t: int, v: Tensor, strength: float, steps: int) ->
     v, size = _direction(p, xt, t, v), _norm(xt)
     path, e, way = [xt], torch.zeros_like(xt), None
     for s in _strengths(strength, steps, math.inf)[1:]:
-        d = _response(p, xt + e, t, v)
+        d = _response(p, (xt + e).to(xt), t, v)
         way = _sign(_dot(d, v)) * math.copysign(1.0, strength) if way is None else way
         e = _to_sphere(e, way * d / _norm(d), abs(s) * size)
-        path.append(xt + e)
+        path.append((xt + e).to(xt))
     return torch.stack(path)
 
 
@@ -141,6 +141,8 @@ def shoot(
     the first: one `svd` of rank k. Raises ValueError for another lift, v = 0 or of other shape,
     steps < 1, or where nothing of u is left.
     """
+    if lift not in LIFTS:
+        raise ValueError(f"lift is {' or '.join(LIFTS)}, got {lift!r}")
     v = _unit(xt, v) * math.copysign(1.0, strength)
     paths = [
         _shot(f, x[None], w[None], _strengths(abs(strength), steps, math.inf), k, lift)
@@ -155,10 +157,10 @@ def _shot(f: At, xt: Tensor, v: Tensor, lengths: list[float], k: int, lift: str)
     path = [xt]
     for i, s in enumerate(lengths[1:]):
         if i:
-            r = svd(jacobian(f, xt + e), k)
+            r = svd(jacobian(f, path[-1]), k)
             v, u = (item[None] for item in carry(u[0], r, lift))
         e = _to_sphere(e, v, s * size)
-        path.append(xt + e)
+        path.append((xt + e).to(xt))
     return torch.stack(path)
 
 
@@ -233,7 +235,11 @@ class Injection:
         """eps(x_t, t) with h + strength dh for h."""
         _watch(p)
         dh = self.dh
-        each = isinstance(dh, Tensor) and dh.ndim == x.ndim and len(dh) == len(x)
+        each = isinstance(dh, Tensor) and dh.ndim == x.ndim
+        if each and isinstance(dh, Tensor) and len(dh) != len(x):
+            raise ValueError(
+                f"dh is (*h), or one such for each item: it has {len(dh)}, x_t {len(x)}"
+            )
 
         def edited(part: Tensor, rows: slice) -> Tensor:
             step = dh[rows] if each and isinstance(dh, Tensor) else dh
@@ -287,7 +293,7 @@ def _unit(xt: Tensor, v: Tensor) -> Tensor:
     size = _norm(v)
     if not bool(size.isfinite().all()) or not float(size.min()) > 0:
         raise ValueError("v is zero, or holds NaN or infinity: a direction has a length")
-    return v / size
+    return (v / size).to(xt)
 
 
 def _strengths(strength: float, steps: int, most: float) -> list[float]:
@@ -308,8 +314,10 @@ def _real(strength: float) -> float:
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """<a_i, b_i> of each item, shaped to multiply a."""
-    return (a * b).flatten(1).sum(1).view(-1, *[1] * (a.ndim - 1))
+    """<a_i, b_i> of each item, shaped to multiply a; in float32 at least, for |x_t|^2 of a large
+    picture is more than float16 holds."""
+    dtype = torch.promote_types(a.dtype, torch.float32)
+    return (a.to(dtype) * b.to(dtype)).flatten(1).sum(1).view(-1, *[1] * (a.ndim - 1))
 
 
 def _norm(a: Tensor) -> Tensor:

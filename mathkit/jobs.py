@@ -9,18 +9,18 @@ from typing import Any
 
 import torch
 
-from . import analysis, neurons
+from . import analysis, neurons, weights
 from .cases import Cases, admit, completions, finish, judge, read_stranger, trajectory
 from .factors import read_factors
 from .loading import load_model
 from .models import Model
 from .puppets import CONTINUOUS, FEW, STRANGER, Posterior
-from .results import TEST_FROM, find, is_stored, job, publish, stored, write_card
+from .results import TEST_FROM, find, is_stored, job, processes, publish, stored, write_card
 from .rows import TABLES
 from .scores import rounded
 from .surveys import SURVEYS
 from .sweeps import SEEDS, SWEEPS, row
-from .trials import protocol, run_always, run_trial, write_amendment, write_protocol
+from .trials import digest, protocol, run_always, run_trial, write_amendment, write_protocol
 
 BAR = "Strangers 12 to 18 %, each KS at most .10, correlation at most .1, Frechet ratio at most 10"
 HALFWAY, CALLS = 500, 12  # where the neurons are met, and the network calls from there
@@ -31,15 +31,23 @@ def run(names: Sequence[str] = ()) -> None:
     """Run the named jobs (all whose tables are stored if none is named), resuming what was begun.
 
     What has no table yet is run by name: the protocol, which is committed before the trial, and
-    whatever has not been measured so far. Raises ValueError for a name that is no job.
+    whatever has not been measured so far. Raises ValueError for a name that is no job, and where
+    the weights are another folder's than those beside which the tables are written.
     """
     unknown = [n for n in names if n not in JOBS]
     if unknown:
         raise ValueError(f"no job is called {unknown[0]!r}; there are: {', '.join(JOBS)}")
+    if weights.folders()[0].resolve() != weights.clone().resolve():
+        raise ValueError("tables are written to the clone's data/: unset MATHKIT_DATA")
     for name in names or [name for name in JOBS if is_stored(name)]:
         work, minutes = JOBS[name]
         print(f"{name}: about {minutes} minutes on two cores; what is finished is kept")
         work()
+        if processes()[1] > 1:
+            from accelerate import PartialState
+
+            # The next job may read the table that the first process has just written.
+            PartialState(cpu=True).wait_for_everyone()
 
 
 def alice() -> None:
@@ -122,17 +130,24 @@ def meet_neurons() -> None:
     factors = [row for lot in lots for row in lot["rows"]["factors"]]
     ill = [i for i, row in enumerate(factors) if row[STRANGER] > 0.5][:6]
     cases = admit(p, seed, ill, neurons.TIME, neurons.STEPS)
-    tried = job("neurons_tried", list(range(len(h[0]))), lambda j: try_neuron(p, cases, j))
+    chosen = protocol()
+    tried = job(
+        "neurons_tried",
+        list(range(len(h[0]))),
+        lambda j: try_neuron(p, cases, j, chosen["limit"], chosen["unrelated"]),
+        settings=digest(chosen),
+    )
     head = {"seed": seed, "t": HALFWAY, "tried_on": ill}
     trials = {"strength": neurons.TRIAL} | {k: [a["rows"][k] for a in tried] for k in ("p", "side")}
     publish("neurons", head | {"h": h, "factors": factors, "trials": trials}, lots + tried)
 
 
-def try_neuron(p: Model, cases: Cases, channel: int) -> dict[str, float]:
+def try_neuron(
+    p: Model, cases: Cases, channel: int, limit: float, unrelated: float
+) -> dict[str, float]:
     """Mean P(Stranger) and mean side effect of one neuron scaled by 1 - neurons.TRIAL."""
     y = neurons.edited(p, cases, neurons.silenced(channel), neurons.TRIAL)
-    chosen = protocol()
-    marks = judge(cases, y, chosen["limit"], chosen["unrelated"])
+    marks = judge(cases, y, limit, unrelated)
     return {k: round(float(marks[k].mean()), 4) for k in ("p", "side")}
 
 
@@ -147,7 +162,7 @@ def switch_off() -> None:
         case = admit(p, TEST_FROM, [i], neurons.TIME, neurons.STEPS)
         return neurons.sweep(p, case, neurons.edits(met, i), neurons.STRENGTHS, *shared)
 
-    cases = job("neuron_off", ill, treat)
+    cases = job("neuron_off", ill, treat, settings=digest(chosen))
     head = {"seed": TEST_FROM, "looked": looked, "ill": ill, "t": neurons.TIME}
     publish("neuron_off", head | {"rows": _columns(cases, neurons.STRENGTHS)}, cases)
 
@@ -170,7 +185,8 @@ def turn() -> None:
         rows = neurons.turned(met, places, i), neurons.TURNED
         return neurons.sweep(p, case, *rows, chosen["limit"], chosen["unrelated"])
 
-    cases = job("turned", known["ill"], treat)
+    settings = digest(chosen | {"places": places.tolist()})
+    cases = job("turned", known["ill"], treat, settings=settings)
     head = {k: known[k] for k in ("seed", "looked", "ill")} | {"t": neurons.TIME}
     head["places"] = rounded(places, 4)
     publish("turned", head | {"rows": _columns(cases, neurons.TURNED)}, lots + cases)
@@ -184,11 +200,11 @@ def toys() -> None:
         sweep = SWEEPS[item[0]]
         return [row(sweep, kind, item[1]) for kind in sweep.kinds]
 
-    answers = job("superposition", items, work)
+    described = {name: dataclasses.asdict(sweep) for name, sweep in SWEEPS.items()}
+    answers = job("superposition", items, work, networks=(), settings=digest(described))
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in SWEEPS}
     for answer in answers:
         rows[answer["item"][0]] += answer["rows"]
-    described = {name: dataclasses.asdict(sweep) for name, sweep in SWEEPS.items()}
     publish("superposition", {"sweeps": described, "rows": rows}, answers, networks=())
 
 

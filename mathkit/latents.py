@@ -56,7 +56,7 @@ class TextModel(UNetModel):
         guidance: eps = eps(negative) + guidance (eps(prompt) - eps(negative)), classifier-free
         guidance (2207.12598); 1, the papers' value for maps and inversion, is eps(prompt) alone, 7
         or so is what pictures are drawn with. h is always that of the prompt; `inject` edits the h
-        of both calls. Cost: one text encoding; with guidance, two network calls for each one.
+        of both calls. Cost: two text encodings; with guidance, two network calls for each one.
         Raises ValueError for a prompt that is no text or is longer than the model reads.
         """
         if not math.isfinite(guidance):

@@ -34,6 +34,7 @@ PUBLISHED = {
 }
 PATIENCE = 10.0  # seconds for the Hub's first answer
 HALF = (torch.float16, torch.bfloat16)
+BUILT_IN = "built-in"  # begins the source of such a model
 
 
 def load_model(
@@ -47,16 +48,18 @@ def load_model(
     Pixel models (UNet2DModel, as google/ddpm-celebahq-256) and latent text models (Stable
     Diffusion 1.x and 2.x: `p.prompted` binds a text; needs the package transformers).
 
-    device: "auto" is CUDA where there is one, else the CPU; "mps" only when asked. dtype: of the
-    U-Net, default float32; with a half one the repository's fp16 files are taken where there are
-    some, while VAE and text encoder work in float32. revision: of a Hub repository, default a
-    known commit or the newest, which is then printed; `p.revision` records the commit.
+    device: "auto" is CUDA where there is one, else the CPU; for a built-in model always the CPU,
+    where the book's pictures and tables are made; "mps" only when asked. dtype: of the U-Net,
+    default float32; with a half one the repository's fp16 files are taken where there are some,
+    while VAE and text encoder work in float32. revision: of a Hub repository, default a known
+    commit or the newest, which is then printed; `p.revision` records the commit.
     Reads the folder of `save_pretrained` and the older layout with everything at the root;
     built-in files are hash-checked, pickles read weights-only, safety checkers left out.
     Raises FileNotFoundError for no such model, ValueError for one of another kind or whose files
     differ, OSError (naming the built-in model) without a network, ImportError without transformers.
     """
-    files, place = model_files(name, revision, dtype in HALF), _device(device)
+    files = model_files(name, revision, dtype in HALF)
+    place = _device("cpu" if device == "auto" and files.source.startswith(BUILT_IN) else device)
     dtype = dtype or torch.float32
     unet = _network(files.unet, files.weights, place, dtype)
     abar, prediction = _schedule(files.scheduler)
@@ -107,11 +110,15 @@ def _text_encoder(
     bars = clip.utils.logging
     shown = bars.is_progress_bar_enabled()
     bars.disable_progress_bar()  # it would stay in a notebook's outputs
-    encoder, report = clip.CLIPTextModel.from_pretrained(
-        None, config=config, state_dict=weights.read(file), output_loading_info=True
-    )
-    if shown:
-        bars.enable_progress_bar()
+    try:
+        encoder, report = clip.CLIPTextModel.from_pretrained(
+            None, config=config, state_dict=weights.read(file), output_loading_info=True
+        )
+    except RuntimeError as error:
+        raise ValueError(f"{file} does not fit its config.json: {error}") from None
+    finally:
+        if shown:
+            bars.enable_progress_bar()
     if report["missing_keys"] or report["mismatched_keys"]:
         raise ValueError(f"{file} does not fit its config.json: {report}")
     encoder = encoder.to(device, dtype).eval().requires_grad_(False)
@@ -183,7 +190,7 @@ def model_files(name: str | Path, revision: str | None = None, half: bool = Fals
     if revision is not None:
         raise ValueError(f"revision belongs to Hub repositories, and {str(name)!r} is not one")
     if str(name) in known:
-        return _layout(weights.find(str(name)), f"built-in {name}")
+        return _layout(weights.find(str(name)), f"{BUILT_IN} {name}")
     if not Path(name).is_dir():
         raise FileNotFoundError(
             f"no model {str(name)!r}: expected a built-in name ({', '.join(known) or 'none yet'}), "

@@ -151,7 +151,7 @@ def mask(w: Tensor) -> LinearMap:
     """The diagonal map v -> w * v on tensors of w's shape, its own transpose.
 
     With w in {0, 1}: `mask(w) @ A` keeps the part of the output where w = 1. w is bool or real and
-    finite, else ValueError. Directions keep their own dtype.
+    finite, else ValueError. Directions keep their own dtype and device.
     """
     w = torch.as_tensor(w).detach()
     if w.is_complex() or not w.isfinite().all():
@@ -161,7 +161,7 @@ def mask(w: Tensor) -> LinearMap:
     def scale(V: Tensor) -> Tensor:
         return V * w.to(V)
 
-    return LinearMap(scale, scale, w.shape, w.shape, dtype, w.device)
+    return LinearMap(scale, scale, w.shape, w.shape, dtype)
 
 
 def check_adjoint(A: LinearMap, k: int = 4, seed: int = 0, tol: float | None = None) -> float:
@@ -177,11 +177,12 @@ def check_adjoint(A: LinearMap, k: int = 4, seed: int = 0, tol: float | None = N
     AV = A.push(V)
     U = _unit(AV) + W
     AtU = A.pull(U)
-    v, u, Av, Atu = (X.flatten(1).double() for X in (V, U, AV, AtU))
+    v, u, Av, Atu = (X.reshape(k, -1).double() for X in (V, U, AV, AtU))
     gap = ((Av * u).sum(1) - (v * Atu).sum(1)).abs()
     size = torch.maximum(Av.norm(dim=1) * u.norm(dim=1), v.norm(dim=1) * Atu.norm(dim=1))
     error = float((gap / size.clamp_min(torch.finfo(size.dtype).tiny)).max())
-    limit = tol if tol is not None else torch.finfo(V.dtype).eps ** 0.5
+    coarse = max(torch.finfo(X.dtype).eps for X in (V, AV, AtU))
+    limit = tol if tol is not None else coarse**0.5
     if not error <= limit:
         raise AssertionError(
             f"<A v, u> and <v, A^T u> differ by {error:.1e} (at most {limit:.1e}): "
@@ -191,7 +192,7 @@ def check_adjoint(A: LinearMap, k: int = 4, seed: int = 0, tol: float | None = N
 
 
 def _unit(V: Tensor) -> Tensor:
-    return F.normalize(V.flatten(1), dim=1).reshape(V.shape)
+    return F.normalize(V.reshape(len(V), -1), dim=1).reshape(V.shape)
 
 
 def random_rows(A: LinearMap, k: int, shape: Sequence[int], generator: torch.Generator) -> Tensor:
@@ -211,8 +212,9 @@ def jacobian(f: Pass, x: Tensor, chunk: int | str = "auto") -> LinearMap:
     Memory: that graph, plus `chunk` directions at a time whatever k is ("auto" picks by size; too
     large for a GPU, it halves and goes on). One pass costs about one evaluation of f.
 
-    Results have x's device and dtype. Raises ValueError for a point without its batch axis, an
-    f that is not batched or has no gradient, and for values or derivatives that are not finite.
+    Results have x's device and dtype. Raises ValueError for a point without its batch axis, an f
+    that is not batched or whose value carries no gradient, and for values or derivatives that are
+    not finite.
     """
     _check_point(x)
     x, h = _evaluate(f, x)
@@ -226,7 +228,7 @@ def jacobian(f: Pass, x: Tensor, chunk: int | str = "auto") -> LinearMap:
     def push(V: Tensor) -> Tensor:
         if not graph:
             graph.append(_transpose(h, x))
-        return size.over(lambda rows: _back(*graph[0], rows), V.to(x))
+        return size.over(lambda rows: _back(*graph[0], rows), V.to(x)).to(x)
 
     return LinearMap(push, pull, in_shape, out_shape, x.dtype, x.device)
 
@@ -330,6 +332,8 @@ class _Twice(TorchFunctionMode):
 
 def _constant(x: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) -> bool:
     fixed = isinstance(weight, Parameter) and (bias is None or isinstance(bias, Parameter))
+    # Under autocast x and weight change their dtype inside, and the way back would not.
+    fixed = fixed and x.dtype == weight.dtype and not torch.is_autocast_enabled(x.device.type)
     return fixed and x.ndim == 4 and all(isinstance(g, tuple) for g in geometry[:3])
 
 

@@ -25,14 +25,14 @@ def gram(A: LinearMap, V: Tensor) -> Tensor:
     |A w|^2 = c^T G c. float64. Raises ValueError for rows of another shape. Cost: k pushes.
     Source: eq. 1 of 2302.12469, v^T J^T J v.
     """
-    pushed = A.push(V).flatten(1).double()
+    pushed = A.push(V).reshape(len(V), -1).double()
     G = pushed @ pushed.T
     return (G + G.T) / 2
 
 
 def length(A: LinearMap, V: Tensor) -> Tensor:
     """|A v_i| for rows V (k, *in_shape): (k,), float64. Cost: k pushes."""
-    return A.push(V).flatten(1).double().norm(dim=1)
+    return A.push(V).reshape(len(V), -1).double().norm(dim=1)
 
 
 def angle(A: LinearMap, v: Tensor, w: Tensor) -> float:
@@ -42,7 +42,7 @@ def angle(A: LinearMap, v: Tensor, w: Tensor) -> float:
     angles exact. Raises ValueError where A shortens one of them to less than a millionth of the
     other: what A cannot see has no angle. Cost: 2 pushes.
     """
-    a, b = A.push(torch.stack([v, w])).flatten(1).double()
+    a, b = A.push(torch.stack([v, w])).reshape(2, -1).double()
     short, long = sorted((float(a.norm()), float(b.norm())))
     if not short > BLIND * long:
         raise ValueError(

@@ -40,7 +40,9 @@ def make(settings: Settings, out: str | Path) -> Path:
 
     folder = Path(out)
     study = Study(settings, folder)
-    _begin(folder, dataclasses.asdict(settings) | {"weights": study.p.revision})
+    image = None if settings.image is None else weights.sha256(settings.image)
+    noted = {"weights": study.p.revision, "image SHA-256": image}
+    _begin(folder, dataclasses.asdict(settings) | noted)
     bar, parts = tqdm(PARTS.items(), unit="part"), []
     for number, (name, part) in enumerate(bar):
         bar.set_description(name)

@@ -1,8 +1,8 @@
 """Measured results: how a resumable job is run, stored and found again; `jobs` lists them.
 
-A job is a list of items; each finished item is stored in runs/results/JOB/ITEM.json, so a stopped
-job continues; when all are there they are put together in data/results/JOB.json, with the command,
-versions, weights' SHA-256, settings' SHA-256 and the time it took.
+A job is a list of items; each finished item is stored in runs/results/JOB/, below a name made from
+the weights and the settings, so a stopped job continues; when all are there they are put together
+in data/results/JOB.json, with the command, versions, weights' SHA-256 and the time it took.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from . import puppets, scores, weights
@@ -53,13 +53,18 @@ def is_stored(name: str) -> bool:
 
 def fingerprint(networks: Sequence[str] = NETWORKS) -> str:
     """One SHA-256 over the hashes of the shipped files of these networks."""
-    listed = [
-        e["sha256"]
-        for f in weights.folders()[:1]
-        for e in weights.manifest(f)
-        if e["path"].split("/")[0].removesuffix(".safetensors") in networks
-    ]
+    listed = [sha for name in set(networks) for sha in _hashes(name)]
     return hashlib.sha256("".join(sorted(listed)).encode()).hexdigest()
+
+
+def _hashes(network: str) -> list[str]:
+    """Of the network's files in the first folder that lists any, as `weights.find` takes them."""
+    for folder in weights.folders():
+        names = (network, f"{network}.safetensors")
+        found = [e["sha256"] for name in names for e in weights.entries(folder, name)]
+        if found:
+            return found
+    return []
 
 
 def job(
@@ -85,9 +90,7 @@ def job(
         began = time.monotonic()
         rows = work(items[i])
         answer = {"item": items[i], "rows": rows, "seconds": round(time.monotonic() - began, 1)}
-        part = paths[i].with_suffix(".part")
-        part.write_text(json.dumps(answer))
-        os.replace(part, paths[i])
+        weights.store(paths[i], json.dumps(answer).encode())
     while not all(path.exists() for path in paths):
         time.sleep(1)
     return [_answer(path, item) for path, item in zip(paths, items, strict=True)]
@@ -108,9 +111,7 @@ def once(place: pathlib.Path, find: Callable[[], dict[str, Tensor]]) -> dict[str
     """What the first process finds, in half precision, by way of a file that all others await."""
     if processes()[0] == 0 and not place.exists():
         found = {name: v.half().contiguous() for name, v in find().items()}
-        place.parent.mkdir(parents=True, exist_ok=True)
-        save_file(found, place.with_suffix(".part"))
-        os.replace(place.with_suffix(".part"), place)
+        weights.store(place, save(found))
     while not place.exists():
         time.sleep(1)
     return load_file(place)
@@ -142,8 +143,7 @@ def publish(
         "seconds": round(sum(a["seconds"] for a in answers)),
     }
     path = weights.clone() / "results" / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(head | table, separators=(",", ":")) + "\n")
+    weights.store(path, (json.dumps(head | table, separators=(",", ":")) + "\n").encode())
     print(f"{name}: {path.stat().st_size / 1e3:.0f} kB in {head['seconds']} s of work")
 
 

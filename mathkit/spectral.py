@@ -60,8 +60,9 @@ def svd(
 
     Cost: one push and one pull a step, at most max_passes in all (default 1000 + 20 k) or
     2 min(m, n); memory one row of V and one of U a step. Raises ValueError for k outside
-    1 ... min(m, n). Warns when max_passes did not suffice, and when s_k and s_(k+1) are too close
-    for the subspace to be determined (angle_bound > 1).
+    1 ... min(m, n). Warns when max_passes did not suffice, when push and pull are not so far each
+    other's transpose (in half precision: the residual says by how much), and when s_k and s_(k+1)
+    are too close for the subspace to be determined (angle_bound > 1).
     Source: Golub & Kahan 1965; Larsen 1998 (PROPACK).
     """
     n, m = _check(A, k, tol)
@@ -71,7 +72,13 @@ def svd(
     space = _Krylov(A if n <= m else A.T, seed)
     problem = _search(space, k, tol, min(n, m, most // 2))
     result = _assemble(A, space, k)
-    if problem:
+    left = float(result.residuals.max() / result.S[0]) if result.S[0] > 0 else 0.0
+    if not problem and left > max(tol, 4 * max(n, m) ** 0.5 * torch.finfo(result.V.dtype).eps):
+        _warn(
+            f"svd: residual {left:.1e} s_1 where {tol:.1e} was asked, since pull is no closer to "
+            "push's transpose: take a finer dtype, or a larger tol"
+        )
+    elif problem:
         _warn(f"svd: {problem} within {most} passes: give more max_passes")
     elif result.angle_bound is not None and result.angle_bound > UNDETERMINED:
         _warn(
@@ -129,8 +136,9 @@ def _iterate(A: LinearMap, k: int, iters: int, tol: float, seed: int) -> tuple[S
 class _Krylov:
     """Orthonormal rows V, U that hold A, and what A^T U still has outside V.
 
-    In columns: A V = U H and A^T U = V H^T + W C, with W orthonormal and outside V. W holds one
-    pending row for each random vector so far; with one, H is bidiagonal and C = (0, ..., 0, beta).
+    In columns: A V = U H and A^T U = V (H^T + D) + W C, with W orthonormal and outside V. W holds
+    one pending row for each random vector so far; with one, H is bidiagonal and C = (0, ..., 0,
+    beta). D is how far pull is from push's transpose: rounding, which in half precision counts.
     """
 
     def __init__(self, A: LinearMap, seed: int) -> None:
@@ -141,7 +149,7 @@ class _Krylov:
             _Rows(random_rows(A, 0, (d,), self.generator)) for d in (self.n, self.m)
         )
         self.W, self.scale = self.V, 0.0
-        self.H = self.C = torch.zeros(0, 0, dtype=torch.float64)
+        self.H = self.C = self.D = torch.zeros(0, 0, dtype=torch.float64)
 
     @property
     def V(self) -> Tensor:
@@ -168,6 +176,8 @@ class _Krylov:
         u = self._forward(v)
         self._V.add(v)
         self._U.add(u)
+        self.D = _padded(self.D, 1, 0)
+        self.D[-1] = C[0] - self.H[:-1, -1]
         self._backward(u)
 
     def _forward(self, v: Tensor) -> Tensor:
@@ -183,9 +193,10 @@ class _Krylov:
         return (y / y.norm())[None]
 
     def _backward(self, u: Tensor) -> None:
-        """A^T u = V g + W d + beta w: a new column of C, and w pending."""
+        """A^T u = V g + W d + beta w: new columns of D and C, and w pending."""
         z = _through(self.A.pull, u, self.A.out_shape)[0]
-        z, (_, d) = _outside(z, self.V, self.W)
+        z, (g, d) = _outside(z, self.V, self.W)
+        self.D = torch.cat([self.D, (g - self.H[-1])[:, None]], 1)
         self.C = torch.cat([self.C, d[:, None]], 1)
         beta = float(z.norm())
         if beta > self._rounding and self.size + len(self.W) < self.n:
@@ -301,6 +312,7 @@ def _guard(space: _Krylov, limit: int) -> bool:
 
 def _assemble(A: LinearMap, space: _Krylov, k: int) -> SVD:
     P, S, Q, rest = space.ritz(k)
+    rest = torch.cat([rest, space.D @ P])
     U, V = P.T.to(space.U) @ space.U, Q.to(space.V) @ space.V
     if space.A is not A:
         U, V = V, U
@@ -309,8 +321,10 @@ def _assemble(A: LinearMap, space: _Krylov, k: int) -> SVD:
     return SVD(*_finish(A, U, S[:k].to(U), V), rest.norm(dim=0).to(U), pushed, gap, bound)
 
 
-def _gap(S: Tensor, k: int, rest: Tensor, space: _Krylov) -> tuple[float, float]:
+def _gap(S: Tensor, k: int, rest: Tensor, space: _Krylov) -> tuple[float | None, float | None]:
     """(s_k - s_(k+1)) / s_1 and the bound on the sine of the angle to the true subspace."""
+    if len(S) == k < space.n and len(space.W):
+        return None, None
     if k == space.n == space.m:
         return (float(S[-1] / S[0]) if S[0] > 0 else 0.0), 0.0
     if not S[0] > 0:
@@ -342,7 +356,7 @@ def _check(A: LinearMap, k: int, tol: float) -> tuple[int, int]:
 
 def _through(one_pass: Callable[[Tensor], Tensor], rows: Tensor, shape: Shape) -> Tensor:
     """A push or pull on flat rows."""
-    out = one_pass(rows.reshape(len(rows), *shape)).flatten(1).to(rows)
+    out = one_pass(rows.reshape(len(rows), *shape)).reshape(len(rows), -1).to(rows)
     if not math.isfinite(float(out.norm())):
         raise ValueError("the map gave NaN or infinity")
     return out

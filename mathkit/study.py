@@ -49,7 +49,7 @@ class Settings:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        left, top, right, bottom = self.region
+        left, top, right, bottom = self.region if len(self.region) == 4 else (0.0,) * 4
         if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
             raise ValueError(
                 f"region is left, top, right, bottom in [0, 1], rising, got {self.region}"

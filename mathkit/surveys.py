@@ -26,7 +26,7 @@ from .puppets import CONTINUOUS, STRANGER, Posterior
 from .results import NETWORKS, average_puppet, job, publish
 from .scores import rounded
 from .spectral import svd
-from .trials import protocol
+from .trials import digest, protocol
 
 MAPS = ("h", "pooled", "mean")
 TIMES = (900, 800, 700, 600, 500, 400, 300, 200, 100)
@@ -273,7 +273,10 @@ def survey_manifold() -> None:
     p, average, chosen = load_model("alice"), average_puppet(), protocol()
     t = chosen["t"]
     answers = job(
-        "manifold", list(range(MANIFOLD_SAMPLES)), lambda i: manifold_row(p, i, t, average)
+        "manifold",
+        list(range(MANIFOLD_SAMPLES)),
+        lambda i: manifold_row(p, i, t, average),
+        settings=digest({"t": t}),
     )
     head = {"t": t, "strengths": list(MANIFOLD_STRENGTHS), "limit": chosen["limit"]}
     publish("manifold", head | {"rows": [a["rows"] for a in answers]}, answers)

@@ -19,18 +19,23 @@ class Timed(LinearMap):
     """A with a clock: seconds spent in its passes, the device's work included."""
 
     def __init__(self, A: LinearMap, p: Model) -> None:
-        self.seconds = 0.0
+        # Not on self: what holds itself frees its graph only when the collector comes by.
+        self._spent = spent = [0.0]
 
         def timed(one_pass: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
             def run(rows: Tensor) -> Tensor:
                 began = _now(p)
                 out = one_pass(rows)
-                self.seconds += _now(p) - began
+                spent[0] += _now(p) - began
                 return out
 
             return run
 
         super().__init__(timed(A.push), timed(A.pull), A.in_shape, A.out_shape, A.dtype, A.device)
+
+    @property
+    def seconds(self) -> float:
+        return self._spent[0]
 
 
 def measured(p: Model, work: Callable[[], Any]) -> tuple[Any, float, float]:

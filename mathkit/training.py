@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import io
 import os
 import pathlib
 from collections.abc import Callable, Sequence
@@ -25,7 +26,7 @@ from .models import linear_schedule
 from .puppets import STRANGER
 
 RUNS = pathlib.Path("runs")
-BEGUN = "begun_from.txt"
+STATE, BEGUN = "state.pt", "begun_from.txt"
 TIMESTEPS = 1000
 UNET = dict(
     sample_size=64,
@@ -65,7 +66,7 @@ def fit(
     from tqdm.auto import tqdm
 
     rank, world = _processes()
-    path = RUNS / name / "state.pt"
+    path = RUNS / name / STATE
     mean = copy.deepcopy(net).requires_grad_(False)
     adam = torch.optim.AdamW(
         net.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=1e-4, fused=True
@@ -91,7 +92,7 @@ def fit(
         seen = value.item() if step == done else 0.98 * seen + 0.02 * value.item()
         if rank == 0 and ((step + 1) % every == 0 or step + 1 == steps):
             bar.set_postfix(loss=f"{seen:.4f}", refresh=False)
-            _store(path, net, mean, adam, step + 1)
+            _store(path, net, mean, adam, step + 1, steps)
     return mean
 
 
@@ -119,12 +120,11 @@ def learning_rate(step: int, steps: int, rate: float, warm: int = 200) -> float:
     return rate * min(1.0, (step + 1) / warm) * (0.05 + 0.95 * wave)
 
 
-def _store(path: pathlib.Path, net: nn.Module, mean: nn.Module, adam, step: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
+def _store(path: pathlib.Path, net: nn.Module, mean: nn.Module, adam, step: int, of: int) -> None:
     state = {"net": net.state_dict(), "mean": mean.state_dict(), "adam": adam.state_dict()}
-    torch.save(state | {"step": step}, part)
-    os.replace(part, path)
+    buffer = io.BytesIO()
+    torch.save(state | {"step": step, "of": of}, buffer)
+    weights.store(path, buffer.getvalue())
 
 
 def _resume(path: pathlib.Path, net: nn.Module, mean: nn.Module, adam) -> int:
@@ -270,13 +270,19 @@ def reader_metrics(net: nn.Module, n: int = 5000) -> dict[str, object]:
 def ship() -> None:
     """Store the averaged networks of runs/ as float16 in data/ and renew the manifest.
 
-    Raises FileNotFoundError where none has been trained. The cards that take minutes are measured
+    Raises FileNotFoundError where none has been trained, ValueError where one is not trained to its
+    end. The cards that take minutes are measured
     by `python -m mathkit results alice understudy`.
     """
-    states = {name: RUNS / name / "state.pt" for name in ("reader", *PATIENTS)}
+    states = {name: RUNS / name / STATE for name in ("reader", *PATIENTS)}
     trained = {n: torch.load(s, weights_only=True) for n, s in states.items() if s.exists()}
     if not trained:
         raise FileNotFoundError("nothing is trained in runs/: `make patient` first")
+    for name, state in trained.items():
+        if state["step"] < state.get("of", 0):
+            raise ValueError(
+                f"{name} has trained {state['step']} of {state['of']} steps: `make patient` goes on"
+            )
     for name, state in trained.items():
         half = {k: v.half().contiguous() for k, v in state["mean"].items()}
         command = f"python -m mathkit patient {name} --steps {state['step']}"
@@ -309,13 +315,21 @@ def _folder(name: str, half: dict[str, Tensor]) -> pathlib.Path:
 
 
 def begin(net: nn.Module, name: str, folder: str) -> None:
-    """Give `net` the weights of a folder, and note which in runs/NAME for the manifest."""
-    p = load_model(folder, device="cpu")
-    net.load_state_dict(p.unet.state_dict())
-    (weights_file,) = pathlib.Path(folder).rglob("*.safetensors")
-    (RUNS / name).mkdir(parents=True, exist_ok=True)
-    digest = weights.sha256(weights_file)[:16]
-    (RUNS / name / BEGUN).write_text(f"{folder} (SHA-256 {digest}...)\n")
+    """Give `net` the weights of a folder, and note which in runs/NAME for the manifest.
+
+    Raises ValueError where runs/NAME holds a run that was begun otherwise.
+    """
+    place = pathlib.Path(folder) if pathlib.Path(folder).is_dir() else weights.find(folder)
+    (weights_file,) = place.rglob("*.safetensors")
+    note, digest = RUNS / name / BEGUN, weights.sha256(weights_file)[:16]
+    begun = f"{folder} (SHA-256 {digest}...)\n"
+    if (note.parent / STATE).exists() and not (note.exists() and note.read_text() == begun):
+        raise ValueError(
+            f"{note.parent} holds another run: remove it to begin one from {folder}, or leave out "
+            "--from to continue it"
+        )
+    net.load_state_dict(load_model(folder, device="cpu").unet.state_dict())
+    weights.store(note, begun.encode())
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -343,6 +357,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             if args.start:
                 begin(net, name, args.start)
                 rate /= 2
+            elif not (RUNS / name / STATE).exists():
+                (RUNS / name / BEGUN).unlink(missing_ok=True)
             loss = DenoiserLoss(simple=name in SIMPLE)
             fit(net, loss, name, args.steps or STEPS[name], rate)
 

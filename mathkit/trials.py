@@ -145,8 +145,14 @@ def _nearest(V: Tensor, U: Tensor) -> Tensor:
 
 
 def protocol() -> dict[str, Any]:
-    """The committed protocol, data/protocol.json; FileNotFoundError where there is none."""
-    return json.loads(_found(PROTOCOL).read_text())
+    """The committed protocol, data/protocol.json.
+
+    Raises FileNotFoundError where there is none, ValueError where it was fixed on other weights.
+    """
+    chosen: dict[str, Any] = json.loads(_found(PROTOCOL).read_text())
+    if chosen["weights"] != fingerprint():
+        raise ValueError(f"{PROTOCOL} was fixed on other weights: run `... results protocol` first")
+    return chosen
 
 
 def amended() -> dict[str, Any]:
@@ -163,7 +169,7 @@ def amended() -> dict[str, Any]:
 
 
 def digest(chosen: Mapping[str, Any]) -> str:
-    """SHA-256 of a protocol, which each of its tables names."""
+    """SHA-256 of a protocol, which each of its tables names, or of other settings."""
     return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()
 
 
@@ -222,7 +228,7 @@ def write_amendment() -> None:
 
 
 def _write(name: str, table: Mapping[str, Any]) -> None:
-    (weights.clone() / name).write_text(json.dumps(table, indent=1) + "\n")
+    weights.store(weights.clone() / name, (json.dumps(table, indent=1) + "\n").encode())
 
 
 def _dosed(ward: Ward, name: str, rows: Sequence[Row], ill: Sequence[int]) -> dict[str, Any]:
@@ -242,8 +248,6 @@ def run_trial(name: str) -> None:
     """One table of the test, of TABLES: samples of the seed TEST_FROM treated by the protocol."""
     part = TABLES[name]
     chosen = amended() if part.late else protocol()
-    if chosen["weights"] != fingerprint():
-        raise ValueError(f"{PROTOCOL} was fixed on other weights: run `... results protocol` first")
     ward = Ward(chosen["limit"], kept())
     found, looked = find("trial_look", lambda i: look(ward.p, TEST_FROM, i), part.count, SPENT)
     healthy = [i for i in range(SPENT, found[-1]) if i not in set(found)]
@@ -281,8 +285,12 @@ def run_always() -> None:
     """The patient with the added row always on: FRESH samples, whoever is in them."""
     chosen, row = amended(), ADDED[0].name
     ward, strength = Ward(chosen["limit"], kept()), chosen["strengths"][row][0]
-    items = [(i, row, strength) for i in range(FRESH)]
-    answers = job("always", items, lambda at: always_row(ward, at[0], at[2]))
+    answers = job(
+        "always",
+        list(range(FRESH)),
+        lambda i: always_row(ward, i, strength),
+        settings=digest(chosen),
+    )
     table: dict[str, Any] = {"row": row, "strength": strength, "seed": TEST_FROM + 1}
     for name in ("before", "after"):
         found = [a["rows"][name] for a in answers]

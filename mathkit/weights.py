@@ -66,7 +66,7 @@ def manifest(folder: str | Path) -> list[Entry]:
 
 def entries(folder: str | Path, name: str) -> list[Entry]:
     """The manifest's entries for a file, or for every file below a folder, of that name."""
-    return [e for e in manifest(folder) if e["path"] == name or e["path"].startswith(name + "/")]
+    return [e for e in manifest(folder) if _below(e["path"], name)]
 
 
 def built_in() -> list[str]:

@@ -234,3 +234,12 @@ def test_right_answers_at_random_are_never_diagnosed_and_wrong_ones_never_pass()
 
 def test_a_verdict_shows_nothing_of_its_own():
     assert Verdict(True, "Right.")._ipython_display_() is None
+
+
+def test_a_zero_part_that_is_off_is_diagnosed_and_not_a_fault():
+    def nearly(x):
+        return 1e-3 * x if x else 5e-4
+
+    verdict = check(nearly, lambda x: 1e-3 * x, inputs=[1.0, 2.0, 0.0])
+    assert verdict.ok is False and "look at number 3" in verdict.message
+    assert "expected" in check([1, 2], "ab").message

@@ -202,3 +202,11 @@ def test_transport_warns_where_little_more_than_chance_is_kept():
 def test_bad_bases_are_named(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_what_the_numerical_rank_leaves_out_is_not_lifted():
+    r = torch.eye(5)[:3], torch.tensor([3.0, 2.0, 0.0]), torch.eye(5)[:3]
+    v, kept = mk.transport(r, r, 0, "pinv")
+    assert torch.allclose(v.abs(), torch.eye(5)[0], atol=1e-5) and kept == pytest.approx(1.0)
+    with pytest.raises(ValueError, match="S is 0 where it lies"):
+        mk.transport(r, r, 2, "pinv")

@@ -45,7 +45,7 @@ ROWS = [
     "checks style tables",
     "charts",
     "plot",
-    "scenes widgets study",
+    "widgets study",
     "experiments",
     "report",
 ]

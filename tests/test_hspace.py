@@ -3,6 +3,7 @@
 import threading
 import warnings
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -476,3 +477,28 @@ def test_statistics_of_channels_are_each_restored(p64: UNetModel) -> None:
 def test_bad_shots_and_statistics_are_named(p: UNetModel, call: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         call(p, noise(p, 2))
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_injections_for_another_number_of_items_are_refused_whatever_the_batch(
+    p: UNetModel, count: int
+) -> None:
+    dh = mk.inject(torch.ones(count, 8, 2, 2), 999, 0, 1.0)
+    for p.batch in (1, 2, 64):
+        with pytest.raises(ValueError, match=f"it has {count}, x_t 4"):
+            mk.denoise(p, noise(p, 4), 800, 5, h_edit=dh)
+
+
+def test_a_long_state_in_half_precision_moves_as_in_full() -> None:
+    """|x_t|^2 is more than float16 can hold."""
+    g = torch.Generator().manual_seed(0)
+    x, v = (torch.randn(1, 3, 192, 192, generator=g) for _ in range(2))
+    model = SimpleNamespace(check=lambda x: x, time=lambda t: t)
+    full = mk.move(model, x, 500, v, 0.3, 2)
+    half = mk.move(model, x.half(), 500, v.half(), 0.3, 2)
+    assert half.dtype == torch.float16 and torch.allclose(half.float(), full, atol=2e-2)
+
+
+def test_an_unknown_lift_is_refused_before_any_step(p: UNetModel) -> None:
+    with pytest.raises(ValueError, match="lift is isometry or pinv"):
+        mk.shoot(mk.encoder(p, 500), noise(p), torch.randn(3, 16, 16), 0.1, 1, 2, lift="sideways")

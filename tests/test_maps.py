@@ -425,3 +425,28 @@ def test_jacobian_on_a_gpu(tiny_unet, bottleneck):
     there = mk.jacobian(bottleneck(tiny_unet.cuda(), 500), x.cuda())
     assert there.push(torch.randn(2, 3, 16, 16)).is_cuda
     torch.testing.assert_close(there.dense().cpu(), here, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_a_map_that_runs_under_autocast_has_a_push_and_a_pull(k):
+    conv = torch.nn.Conv2d(2, 3, 3, padding=1)
+
+    def f(x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return conv(x).float()
+
+    A, V = mk.jacobian(f, torch.randn(1, 2, 5, 5)), torch.randn(k, 2, 5, 5)
+    with torch.no_grad():
+        plain = torch.nn.functional.conv2d(V, conv.weight, padding=1)
+    assert torch.allclose(A.push(V), plain, atol=0.05)
+    assert A.pull(plain).shape == V.shape
+
+
+def test_a_map_in_half_precision_is_its_own_transpose_to_that_precision():
+    M = torch.randn(30, 20, generator=torch.Generator().manual_seed(0))
+    assert mk.check_adjoint(mk.matrix(M.bfloat16())) < 0.02
+
+
+def test_a_mask_leaves_the_device_to_what_it_masks():
+    A = mk.matrix(torch.eye(4))
+    assert (mk.mask(torch.ones(4)) @ A).device == A.device and mk.mask(torch.ones(4)).device is None

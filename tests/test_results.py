@@ -173,3 +173,18 @@ def test_without_names_the_jobs_run_whose_tables_are_stored(scratch, monkeypatch
     assert ran == ["two"]
     jobs.run(["protocol"])
     assert ran == ["two", "protocol"]
+
+
+def test_a_network_is_hashed_where_it_is_found(tmp_path, monkeypatch):
+    now, other = results.fingerprint(), tmp_path
+    (other / "manifest.json").write_text('{"files": []}')
+    monkeypatch.setenv("MATHKIT_DATA", str(other))
+    assert results.fingerprint() == now != results.fingerprint(("nobody",))
+    with pytest.raises(ValueError, match="MATHKIT_DATA"):
+        jobs.run(["alice"])
+
+
+def test_the_card_of_samples_without_a_stranger_has_no_tie_to_him():
+    q = puppets.sample_factors(400, 3)[:, :11]
+    q[:, 10] = 0.0
+    assert "light_tie" not in analysis.factor_card(q.tolist())

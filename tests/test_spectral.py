@@ -444,3 +444,34 @@ def test_a_pair_of_equals_is_warned_of_unless_any_will_do():
         mk.svd(A, 2)
     with pytest.warns(RuntimeWarning, match="too close"):
         mk.svd(A, 2)
+
+
+@pytest.mark.parametrize(("off", "dtype"), [(0.01, None), (0.2, None), (0.0, torch.bfloat16)])
+def test_the_residual_sees_a_pull_that_is_not_the_transpose_of_push(off, dtype):
+    M = planted(40, 40, GEOMETRIC).float()
+    R = M if dtype is None else M.to(dtype)
+    A = mk.LinearMap(
+        lambda V: (V.to(R) @ R.T).float(), lambda U: (1 + off) * (U.to(R) @ R).float(), (40,), (40,)
+    )
+    with pytest.warns(RuntimeWarning, match="no closer to push's transpose"):
+        r = mk.svd(A, 3, tol=1e-4)
+    true = (A.pull(r.U) - r.S[:, None] * r.V).norm(dim=1)
+    worst = float(r.residuals.max())
+    assert worst == pytest.approx(float(true.max()), rel=0.05 if dtype is None else 0.7)
+    assert off == 0 or worst / float(r.S[0]) == pytest.approx(off, rel=0.05)
+
+
+def test_a_map_to_one_number_has_one_direction():
+    x = torch.randn(1, 5, generator=torch.Generator().manual_seed(0))
+    A = mk.jacobian(lambda x: (x**3).sum(1), x)
+    r = mk.svd(A, 1)
+    assert A.out_shape == () and r.U.shape == (1,)
+    assert float(r.S[0]) == pytest.approx(float((3 * x**2).norm()), rel=1e-5)
+    assert mk.check_adjoint(A) < 1e-5
+
+
+def test_where_the_next_value_was_never_seen_the_gap_is_not_known():
+    A = mk.matrix(torch.diag(torch.linspace(1, 0.98, 50)))
+    with pytest.warns(RuntimeWarning, match="more max_passes"):
+        r = mk.svd(A, 2, tol=0.9, max_passes=4)
+    assert r.gap is None and r.angle_bound is None

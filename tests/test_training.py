@@ -219,3 +219,34 @@ def test_weights_without_a_name_begin_alice(monkeypatch):
     assert begun == ["reader", "alice", "understudy"]
     with pytest.raises(SystemExit):
         training.main(["nobody"])
+
+
+def test_what_is_not_trained_to_its_end_is_not_shipped(tiny):
+    tiny("reader", 5)
+    state = training.RUNS / "reader" / "state.pt"
+    torch.save(torch.load(state) | {"of": 9}, state)
+    with pytest.raises(ValueError, match="reader has trained 5 of 9 steps"):
+        training.ship()
+
+
+def test_weights_do_not_begin_a_run_that_was_begun_otherwise(monkeypatch, tmp_path):
+    monkeypatch.setattr(training, "RUNS", tmp_path)
+    net, run = training.make_unet("understudy"), tmp_path / "understudy"
+    run.mkdir()
+    (run / "state.pt").write_bytes(b"")
+    with pytest.raises(ValueError, match="holds another run"):
+        training.begin(net, "understudy", "understudy")
+    (run / "state.pt").unlink()
+    training.begin(net, "understudy", "understudy")
+    (run / "state.pt").write_bytes(b"")
+    training.begin(net, "understudy", "understudy")  # the same again goes on
+
+
+def test_a_run_from_scratch_forgets_what_an_earlier_one_was_begun_from(monkeypatch, tmp_path):
+    monkeypatch.setattr(training, "RUNS", tmp_path)
+    monkeypatch.setattr(training, "fit", lambda *given: None)
+    note = tmp_path / "understudy" / training.BEGUN
+    note.parent.mkdir()
+    note.write_text("elsewhere")
+    training.main(["understudy"])
+    assert not note.exists()

@@ -60,6 +60,7 @@ def test_the_plan_for_the_healthy_knows_no_true_cure_and_one_dose():
 
 def test_an_amendment_adds_its_rows_to_its_own_protocol_alone(tmp_path, monkeypatch):
     chosen = {"rows": [{"name": "a"}], "strengths": {"a": [1.0]}, "t": 583}
+    chosen["weights"] = results.fingerprint()
     more = {"rows": [{"name": "b"}], "strengths": {"b": [2.0]}, "protocol": trials.digest(chosen)}
     monkeypatch.setattr(trials.weights, "locate", lambda name: tmp_path / name)
     for name, table in ((trials.PROTOCOL, chosen), (trials.AMENDMENT, more)):
