@@ -76,7 +76,9 @@ def fingerprint(nb: Any) -> str:
 def setting(quick: bool) -> str:
     """What else decides them on this machine, for the copies under _build/."""
     versions = [importlib.metadata.version(name) for name in ("torch", "diffusers", "matplotlib")]
-    return " ".join(["quick" if quick else "full", platform.python_version(), *versions])
+    other = os.environ.get("MATHKIT_DATA")
+    data = [digest((Path(other) / "manifest.json").read_bytes())] if other else []
+    return " ".join(["quick" if quick else "full", platform.python_version(), *versions, *data])
 
 
 def graft(nb: Any, run: Any) -> Any:

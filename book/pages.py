@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from book.execute import code_cells
+from mathkit import weights
 
 Piece = tuple[Any, str]  # a cell, and a part of its source
 STORY, MATH = "story", "math"
@@ -155,5 +156,4 @@ def write(path: Path, content: str | bytes) -> None:
     """Write only what changed, so that a second build has little to do."""
     data = content.encode() if isinstance(content, str) else content
     if not path.exists() or path.read_bytes() != data:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
+        weights.store(path, data)

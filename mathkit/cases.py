@@ -235,7 +235,7 @@ def judge(cases: Cases, treated: Tensor, limit: float, unrelated: float) -> dict
         "left": left,
         "distance": distance,
         "side": stray.mean((1, 2, 3)) / unrelated,
-        "error": side_effect(treated, cases.x0 + cases.cure, unrelated).to(gap),
+        "error": side_effect(treated, (cases.x0 + cases.cure).expand_as(gap), unrelated).to(gap),
         "outside": far.mean((1, 2, 3)) / unrelated,
         "factor": change.mean(1),
         "worst": change.amax(1),

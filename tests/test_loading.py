@@ -58,6 +58,25 @@ def test_a_saved_pipeline_loads_frozen_in_float32(folder: Path) -> None:
     assert p.revision == f"sha256:{digest}" and str(folder) in repr(p)
 
 
+def test_a_built_in_model_stays_on_the_cpu_and_others_take_the_gpu(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A planted GPU: torch says there is one, and no network is moved there."""
+    asked: list[str] = []
+    network = loading._network
+
+    def moved(config: dict[str, object], file: Path, device: torch.device, dtype: object) -> object:
+        asked.append(device.type)
+        return network(config, file, torch.device("cpu"), torch.float32)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(loading, "_network", moved)
+    for name in ("understudy", folder):
+        mk.load_model(name)
+    mk.load_model("understudy", device="cuda")
+    assert asked == ["cpu", "cuda", "cuda"]
+
+
 def test_dtype_and_device(folder: Path) -> None:
     p = mk.load_model(folder, device="cpu", dtype=torch.float64)
     assert p.noise(torch.randn(1, 3, 16, 16, dtype=torch.float64), 3).dtype == torch.float64
