@@ -221,7 +221,8 @@ def test_a_trial_of_a_neuron_is_what_it_was(p):
     table = results.stored("neurons")
     j = random.randrange(len(table["trials"]["p"]))
     ill = cases.admit(p, table["seed"], table["tried_on"], neurons.TIME, neurons.STEPS)
-    now = jobs.try_neuron(p, ill, j)
+    chosen = trials.protocol()
+    now = jobs.try_neuron(p, ill, j, chosen["limit"], chosen["unrelated"])
     assert now["side"] == pytest.approx(table["trials"]["side"][j], rel=0.05, abs=0.01), j
 
 
