@@ -26,6 +26,7 @@ from tqdm import tqdm
 from traitlets.config import Config
 
 from book.paths import BUILD, ROOT, chapters
+from mathkit import weights
 
 SECONDS_A_CELL = 3600
 NUDGE_SECONDS = 3.0
@@ -76,8 +77,8 @@ def fingerprint(nb: Any) -> str:
 def setting(quick: bool) -> str:
     """What else decides them on this machine, for the copies under _build/."""
     versions = [importlib.metadata.version(name) for name in ("torch", "diffusers", "matplotlib")]
-    other = os.environ.get("MATHKIT_DATA")
-    data = [digest((Path(other) / "manifest.json").read_bytes())] if other else []
+    other = weights.folders()[:1] if os.environ.get("MATHKIT_DATA") else []
+    data = [digest((folder / weights.MANIFEST).read_bytes()) for folder in other]
     return " ".join(["quick" if quick else "full", platform.python_version(), *versions, *data])
 
 

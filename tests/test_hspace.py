@@ -481,10 +481,11 @@ def test_bad_shots_and_statistics_are_named(p: UNetModel, call: Any, words: str)
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_injections_for_another_number_of_items_are_refused_whatever_the_batch(
-    p: UNetModel, count: int
+    p: UNetModel, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dh = mk.inject(torch.ones(count, 8, 2, 2), 999, 0, 1.0)
-    for p.batch in (1, 2, 64):
+    for batch in (1, 2, 64):
+        monkeypatch.setattr(p, "batch", batch)
         with pytest.raises(ValueError, match=f"it has {count}, x_t 4"):
             mk.denoise(p, noise(p, 4), 800, 5, h_edit=dh)
 
