@@ -15,7 +15,7 @@ import hashlib
 import json
 import math
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from . import weights
-from .diffusion import denoise, posterior_mean, start, timesteps
-from .hspace import encoder
+from .diffusion import denoise, start, timesteps
+from .hspace import MAPS
 from .loading import load_model
 from .maps import Passes, jacobian
 from .models import Model, UNetModel
@@ -33,11 +33,6 @@ from .spectral import SVD, svd
 
 Item = tuple[int, int]
 MANIFEST, SEAL = "atlas.json", 32
-MAPS: dict[str, Callable[[Model, int], Callable[[Tensor], Tensor]]] = {
-    "h": encoder,
-    "pooled": lambda p, t: encoder(p, t, pool="sum"),
-    "mean": posterior_mean,
-}
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from . import analysis, plot
 from .diffusion import denoise, invert, posterior_mean
 from .grassmann import carry, distance, matched_average, mean_subspace, project_out
-from .hspace import encoder, guide, inject, kappa, move, normalise, shoot
+from .hspace import encoder, guide, h_step, inject, kappa, move, normalise, shoot
 from .maps import jacobian, mask
 from .spectral import any_of_equals, svd
 from .study import Study
@@ -100,9 +100,7 @@ def edits(study: Study) -> Iterator[Piece]:
     every step instead of x_t once, by this share of |h|."""
     p, t, a = study.p, study.middle, study.settings.strength
     x, v, f = study.subject(t), study.basis("h", t).V[0], encoder(p, t)
-    u = jacobian(f, x).push(v[None])
-    with torch.no_grad():
-        dh = u / u.norm() * f(x).norm()
+    dh = h_step(p, x, t, v)
 
     def plain(s: float, v: Tensor = v) -> Tensor:
         return move(p, x, t, v, s, 1)[-1]

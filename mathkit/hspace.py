@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .diffusion import posterior_mean
 from .grassmann import LIFTS, carry
 from .maps import jacobian
 from .spectral import svd
@@ -50,6 +51,14 @@ def encoder(p: Any, t: int, pool: str | None = None) -> Callable[[Tensor], Tenso
         return h if pool is None else h.sum((-2, -1))
 
     return f
+
+
+# Name -> the map of x_t at (p, t) whose Jacobian's singular vectors are the directions.
+MAPS: dict[str, Callable[[Any, int], Callable[[Tensor], Tensor]]] = {
+    "h": encoder,
+    "pooled": lambda p, t: encoder(p, t, pool="sum"),
+    "mean": posterior_mean,
+}
 
 
 def _bottleneck(p: Any, x: Tensor, t: int) -> Tensor:
@@ -276,6 +285,18 @@ def inject(dh: Tensor | At, t_from: int, t_to: int, strength: float) -> Injectio
     if not isinstance(dh, Tensor) and not callable(dh):
         raise ValueError(f"dh is a tensor or a function of h, got {type(dh).__name__}")
     return Injection(dh, t_from, t_to, _real(strength))
+
+
+def h_step(p: Any, xt: Tensor, t: int, v: Tensor) -> Tensor:
+    """The change of h, as long as h, to which moving x_t along v leads: |h| J v / |J v|.
+
+    J is the Jacobian of x_t (1, *in) -> h (1, *h), v (*in) or (1, *in). Cost: one pass and half a
+    network call.
+    """
+    f = encoder(p, t)
+    u = jacobian(f, xt).push(v.reshape(xt.shape))
+    with torch.no_grad():
+        return u / u.norm() * f(xt).norm()
 
 
 def _direction(p: Any, xt: Tensor, t: int, v: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,9 +20,18 @@ from .rows import TABLES
 from .scores import rounded
 from .surveys import SURVEYS
 from .sweeps import SEEDS, SWEEPS, row
-from .trials import digest, protocol, run_always, run_trial, write_amendment, write_protocol
+from .trials import (
+    columns_of,
+    digest,
+    protocol,
+    run_always,
+    run_trial,
+    write_amendment,
+    write_protocol,
+)
 
 BAR = "Strangers 12 to 18 %, each KS at most .10, correlation at most .1, Frechet ratio at most 10"
+MARKS = ("p", "left", "distance", "side", "error", "outside", "factor", "worst")
 HALFWAY, CALLS = 500, 12  # where the neurons are met, and the network calls from there
 DECIDED_TIMES = (957, 874, 791, 749, 708, 666, 624, 583, 541, 500, 458, 375)
 
@@ -164,7 +173,7 @@ def switch_off() -> None:
 
     cases = job("neuron_off", ill, treat, settings=digest(chosen))
     head = {"seed": TEST_FROM, "looked": looked, "ill": ill, "t": neurons.TIME}
-    publish("neuron_off", head | {"rows": _columns(cases, neurons.STRENGTHS)}, cases)
+    publish("neuron_off", head | {"rows": columns_of(cases, MARKS, thousandths=False)}, cases)
 
 
 def turn() -> None:
@@ -189,7 +198,7 @@ def turn() -> None:
     cases = job("turned", known["ill"], treat, settings=settings)
     head = {k: known[k] for k in ("seed", "looked", "ill")} | {"t": neurons.TIME}
     head["places"] = rounded(places, 4)
-    publish("turned", head | {"rows": _columns(cases, neurons.TURNED)}, lots + cases)
+    publish("turned", head | {"rows": columns_of(cases, MARKS, thousandths=False)}, lots + cases)
 
 
 def toys() -> None:
@@ -206,19 +215,6 @@ def toys() -> None:
     for answer in answers:
         rows[answer["item"][0]] += answer["rows"]
     publish("superposition", {"sweeps": described, "rows": rows}, answers, networks=())
-
-
-def _columns(cases: Sequence[Any], names: Iterable[str]) -> dict[str, list[dict[str, Any]]]:
-    """Row -> one entry a strength: the strength, and each mark as a list over the samples."""
-    table: dict[str, list[dict[str, Any]]] = {}
-    marks = ("outcome", "p", "left", "distance", "side", "error", "outside", "factor", "worst")
-    for name in names:
-        mine = [[r for r in case["rows"] if r["row"] == name] for case in cases]
-        table[name] = [
-            {"strength": at[0]["strength"]} | {m: [r[m] for r in at] for m in marks}
-            for at in zip(*mine, strict=True)
-        ]
-    return table
 
 
 JOBS: dict[str, tuple[Callable[[], None], int]] = {

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import atlas
 from .diffusion import denoise, invert, start
-from .hspace import move
+from .hspace import MAPS, move
 from .loading import load_model
 from .maps import jacobian
 from .models import UNetModel
@@ -125,7 +125,7 @@ class Study:
     def _found(self, p: UNetModel, name: str, t: int, x: Tensor) -> SVD:
         s = self.settings
         with any_of_equals():
-            return svd(jacobian(atlas.MAPS[name](p, t), x), s.k, s.tol, s.seed)
+            return svd(jacobian(MAPS[name](p, t), x), s.k, s.tol, s.seed)
 
     @_once
     def basis(self, name: str, t: int) -> SVD:
@@ -135,7 +135,7 @@ class Study:
         return self._found(self.p, name, t, self.subject(t))
 
     def map(self, name: str, t: int) -> Callable[[Tensor], Tensor]:
-        return atlas.MAPS[name](self.p, t)
+        return MAPS[name](self.p, t)
 
     @_once
     def subject(self, t: int) -> Tensor:

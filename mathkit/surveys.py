@@ -14,11 +14,10 @@ from torch import Tensor
 
 from . import analysis, cases, metric, puppets, treatment
 from .analysis import ENOUGH
-from .diffusion import posterior_mean
 from .directions import Row, direction, encoder_svd
 from .factors import fit_factors, read_factors
 from .grassmann import carry, distance, matched_average
-from .hspace import encoder
+from .hspace import MAPS, encoder
 from .loading import load_model
 from .maps import LinearMap, jacobian
 from .models import Model
@@ -28,7 +27,6 @@ from .scores import rounded
 from .spectral import svd
 from .trials import digest, protocol
 
-MAPS = ("h", "pooled", "mean")
 TIMES = (900, 800, 700, 600, 500, 400, 300, 200, 100)
 K = 10  # directions of every subspace figure
 FRAMES, PAIRED = 10, 8  # frames of the show a time; frames whose subspaces are compared
@@ -57,10 +55,8 @@ def the_map(p: Model, name: str, x: Tensor, t: int) -> LinearMap:
     """The Jacobian at x of one of MAPS: the encoder, the same summed over places, the posterior
     mean."""
     if name not in MAPS:
-        raise ValueError(f"expected a map of {MAPS}, got {name!r}")
-    if name == "mean":
-        return jacobian(posterior_mean(p, t), x)
-    return jacobian(encoder(p, t, "sum" if name == "pooled" else None), x)
+        raise ValueError(f"expected a map of {tuple(MAPS)}, got {name!r}")
+    return jacobian(MAPS[name](p, t), x)
 
 
 def tangent_row(p: Model, truth: Posterior, frame: int, t: int, k: int = 2 * K) -> dict[str, Any]:
@@ -220,7 +216,7 @@ def effect_row(p: Model, u: Tensor, i: int, t: int) -> dict[str, Any]:
     """
     case = cases.admit(p, 3, [i], t)
     r = encoder_svd(p, case, K)
-    J = jacobian(posterior_mean(p, t), case.xt)
+    J = the_map(p, "mean", case.xt, t)
     lot = torch.randn(u.shape, generator=torch.Generator().manual_seed(t))
     groups = {
         "common": torch.stack([carry(a, r)[0] for a in u]),

@@ -12,8 +12,7 @@ from torch import Tensor
 from .cases import Cases, at, descend, finish, gaussian, judge, outside, record
 from .diffusion import posterior_mean
 from .directions import REST, TRIED, Kept, Row, direction, rest_svd
-from .hspace import encoder, guide, inject, move, normalise, shoot
-from .maps import jacobian
+from .hspace import encoder, guide, h_step, inject, move, normalise, shoot
 from .models import Model
 
 STEPS = 4  # of guidance and of shooting
@@ -38,7 +37,9 @@ def treat(
     """
     strengths = strength if isinstance(strength, Sequence) else [strength]
     if row.edit == "inject":
-        return torch.cat([_injected(p, case, v, s) for s in strengths])
+        dh = h_step(p, case.xt, case.t, v)
+        ways = (inject(dh, case.t, 0, s) for s in strengths)
+        return torch.cat([finish(p, case.xt, case.t, case.steps, h_edit=way) for way in ways])
     moved = torch.cat([_moved(p, case, row, v, s) for s in strengths])
     if row.normalised:
         moved = normalise(p, moved, case.t, like=case.xt)
@@ -81,15 +82,6 @@ def _shot_map(p: Model, case: Cases, row: Row) -> Callable[[Tensor], Tensor]:
         return encoder(p, case.t)
     mean, spot = posterior_mean(p, case.t), case.region[:, None] if row.masked else 1.0
     return lambda x: spot * mean(x)
-
-
-def _injected(p: Model, case: Cases, v: Tensor, strength: float) -> Tensor:
-    f = encoder(p, case.t)
-    u = jacobian(f, case.xt).push(v)
-    with torch.no_grad():
-        dh = u / u.norm() * f(case.xt).norm()
-    edit = inject(dh, case.t, 0, strength)
-    return finish(p, case.xt, case.t, case.steps, h_edit=edit)
 
 
 def renoised(p: Model, case: Cases, strength: float) -> Tensor:

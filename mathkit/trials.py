@@ -309,9 +309,11 @@ def side_effects(columns: Mapping[str, Any]) -> dict[str, list[float]]:
     }
 
 
-def columns_of(answers: Sequence[dict[str, Any]], marks: Sequence[str]) -> dict[str, Any]:
+def columns_of(
+    answers: Sequence[dict[str, Any]], marks: Sequence[str], thousandths: bool = True
+) -> dict[str, Any]:
     """Row -> one entry a strength: the strength, and each mark as a list over the samples that got
-    the row, in their order; "outcome" as it is, the others in thousandths."""
+    the row, in their order; "outcome" as it is, the others in thousandths, or as they are."""
     table: dict[str, dict[float, list[dict[str, Any]]]] = {}
     for answer in answers:
         for r in answer["rows"]:
@@ -319,7 +321,7 @@ def columns_of(answers: Sequence[dict[str, Any]], marks: Sequence[str]) -> dict[
     return {
         name: [
             {"strength": s, "outcome": [r["outcome"] for r in rs]}
-            | {m: [round(1000 * r[m]) for r in rs] for m in marks}
+            | {m: [round(1000 * r[m]) if thousandths else r[m] for r in rs] for m in marks}
             for s, rs in columns.items()
         ]
         for name, columns in table.items()

@@ -21,6 +21,7 @@ from mathkit import (
     treatment,
     trials,
 )
+from mathkit.hspace import MAPS
 
 pytestmark = pytest.mark.patient
 COURSES = [name for name, part in rows.TABLES.items() if all(row.course for row in part.rows)]
@@ -127,7 +128,7 @@ def test_a_row_of_the_trial_is_what_it_was(p, name):
 
 def test_a_row_of_the_tangents_is_what_it_was(p):
     row, k = a_row("tangent")
-    name = random.choice(surveys.MAPS)
+    name = random.choice(tuple(MAPS))
     q, x = surveys.noised(p, row["frame"], row["t"])
     V = mk.svd(surveys.the_map(p, name, x, row["t"]), k).V.flatten(1)
     Q = torch.linalg.qr(analysis.tangents(q).flatten(1).T).Q.T

@@ -23,6 +23,7 @@ from torch import Tensor
 import mathkit as mk
 from mathkit import atlas, diffusion, models, weights
 from mathkit.__main__ import main as command
+from mathkit.hspace import MAPS
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL: dict[str, Any] = {"samples": [0, 3], "times": [999, 500], "k": 3, "steps": 5}
@@ -98,7 +99,7 @@ def test_items_are_the_svd_at_the_samples_own_states(tiny: Path, whole: Path) ->
         assert r.gap == pytest.approx(expected.gap) and r.angle_bound is not None
 
 
-@pytest.mark.parametrize("name", atlas.MAPS)
+@pytest.mark.parametrize("name", MAPS)
 def test_each_map_agrees_with_its_dense_jacobian(tiny: Path, tmp_path: Path, name: str) -> None:
     atlas.build(tiny, tmp_path, name, samples=[1], times=[500], k=2, steps=5, tol=1e-5)
     abar = mk.load_model(tiny).alphas_cumprod

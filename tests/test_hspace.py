@@ -2,7 +2,6 @@
 
 import threading
 import warnings
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import mathkit as mk
 from mathkit.diffusion import ddim_step
-from mathkit.hspace import at_bottleneck, kappa
+from mathkit.hspace import MAPS, at_bottleneck, h_step, kappa
 from mathkit.models import GaussianModel, UNetModel, linear_schedule
 
 T = 600
@@ -56,14 +55,9 @@ def test_the_decoder_never_runs_and_the_network_stays_whole(p: UNetModel) -> Non
     assert len(p.unet.mid_block._forward_hooks) == 1
 
 
-def maps(p: UNetModel) -> dict[str, Callable[[Tensor], Tensor]]:
-    return {"h": mk.encoder(p, T), "pooled": mk.encoder(p, T, pool="sum"),
-            "mean": mk.posterior_mean(p, T)}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", ["h", "pooled", "mean"])
+@pytest.mark.parametrize("name", MAPS)
 def test_every_derivative_is_the_finite_difference(p64: UNetModel, name: str) -> None:
-    f, x, V, e = maps(p64)[name], noise(p64), noise(p64, 4)[:, None], 1e-5
+    f, x, V, e = MAPS[name](p64, T), noise(p64), noise(p64, 4)[:, None], 1e-5
     exact = torch.stack([(f(x + e * v) - f(x - e * v)) / (2 * e) for v in V])
     U = torch.randn_like(exact)
 
@@ -278,6 +272,13 @@ def test_edits_that_cannot_reach_their_length_are_refused() -> None:
         mk.move(p, xt, T, xt, 0.1, 3)
     with pytest.raises(ValueError, match="eps does not change along v"):
         mk.guide(p, xt, T, V, 0.1, 3)
+
+
+def test_the_step_of_h_is_where_h_goes_along_v_and_as_long(p64: UNetModel) -> None:
+    f, x, v, e = mk.encoder(p64, T), noise(p64), noise(p64)[0], 1e-5
+    dh, gone = h_step(p64, x, T, v), f(x + e * v) - f(x - e * v)
+    torch.testing.assert_close(dh / f(x).norm(), gone / gone.norm(), rtol=1e-5, atol=1e-7)
+    assert torch.equal(dh, h_step(p64, x, T, v[None])) and not dh.requires_grad
 
 
 def test_an_injection_of_nothing_changes_nothing(p: UNetModel) -> None:

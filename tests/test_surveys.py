@@ -7,6 +7,7 @@ import torch
 from conftest import make_tiny_unet
 
 from mathkit import analysis, cases, models, puppets, surveys
+from mathkit.hspace import MAPS
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +37,11 @@ def test_a_tangent_row_holds_shares_and_the_truths_own(p, truth, monkeypatch):
     monkeypatch.setattr(surveys, "ENOUGH", 50)
     row = surveys.tangent_row(p, truth, frame=2, t=900, k=4)
     assert row["ess"] > 50
-    for name in (*surveys.MAPS, "exact"):
+    for name in (*MAPS, "exact"):
         assert all(0 <= row[name][share] <= 1 for share in ("plain", "energy", "another"))
         assert sum(row[name]["power"]) == pytest.approx(1.0, abs=5e-3)
     assert row["exact"]["energy"] > 100 * 3 / p.shape.numel()  # against chance
-    for name in surveys.MAPS:
+    for name in MAPS:
         total, error = row[name]["total"]
         assert sum(s**2 for s in row[name]["S"]) < total + 4 * error
 
