@@ -1,6 +1,15 @@
 # `make run` runs the whole series and opens its web book; `make test` runs the tests.
 # README.md lists the other targets and the same commands without make.
 
+# Settings come from the command line alone: a shell may have a NAME of its own, as in WSL.
+NAME :=
+FROM :=
+CUT :=
+IMAGE :=
+PROMPT :=
+MORE :=
+TORCH :=
+
 # The environment: the active one, else .venv in the clone.
 ENV := .venv
 ifneq ($(VIRTUAL_ENV),)

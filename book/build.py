@@ -185,5 +185,5 @@ if __name__ == "__main__":
         main()
     except KeyboardInterrupt:
         sys.exit("\nstopped; the notebooks already executed are kept, the same command goes on")
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"book: {error}")

@@ -78,7 +78,8 @@ def setting(quick: bool) -> str:
     """What else decides them on this machine, for the copies under _build/."""
     versions = [importlib.metadata.version(name) for name in ("torch", "diffusers", "matplotlib")]
     other = weights.folders()[:1] if os.environ.get("MATHKIT_DATA") else []
-    data = [digest((folder / weights.MANIFEST).read_bytes()) for folder in other]
+    read = (f for folder in other for f in (*folder.glob("*.json"), *folder.glob("results/*")))
+    data = [digest(b"".join(file.read_bytes() for file in sorted(read)))] if other else []
     return " ".join(["quick" if quick else "full", platform.python_version(), *versions, *data])
 
 
@@ -117,6 +118,8 @@ def client(nb: Any, folder: Path, scratch: str, hooks: dict[str, Any]) -> Notebo
 def environment(quick: bool, threads: int, scratch: str) -> dict[str, str]:
     own = {"OMP_NUM_THREADS": str(threads), "PYTHONHASHSEED": "0", "IPYTHONDIR": scratch}
     clean = {k: v for k, v in os.environ.items() if k not in ("MATHKIT_QUICK", "MPLBACKEND")}
+    if clean.get("MATHKIT_DATA"):  # kernels run in notebooks/
+        own["MATHKIT_DATA"] = os.path.abspath(clean["MATHKIT_DATA"])
     return {**clean, **own, **({"MATHKIT_QUICK": "1"} if quick else {})}
 
 

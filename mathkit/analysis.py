@@ -206,7 +206,7 @@ def tangent_share(V: Tensor, J: Tensor) -> tuple[float, float]:
     J (j, *in): tangent vectors. Plain: the mean squared cosine |Q V^T|_F^2 / j, Q orthonormal rows
     of J's span (chance k / n); weighted by energy: sum_j |V J_j|^2 / sum_j |J_j|^2.
     """
-    v, j = V.flatten(1).double(), J.flatten(1).double()
+    v, j = V.flatten(1).double(), J.flatten(1).to(V.device).double()
     Q = torch.linalg.qr(j.T).Q.T
     plain = (Q @ v.T).square().sum() / len(Q)
     return float(plain), float((j @ v.T).square().sum() / j.square().sum())

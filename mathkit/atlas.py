@@ -15,6 +15,7 @@ import hashlib
 import json
 import math
 import operator
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ from torch import Tensor
 from . import weights
 from .diffusion import denoise, start, timesteps
 from .hspace import MAPS
+from .latents import TextModel
 from .loading import load_model
 from .maps import Passes, jacobian
 from .models import Model, UNetModel
@@ -140,6 +142,8 @@ def build(
     damaged files (all are read at the start); OSError on a full disk, with what is finished kept.
     Cost: at most `steps` network calls a sample, one `svd` an item; k (n + m) stored numbers each.
     """
+    if device == "auto" and not isinstance(model, UNetModel) and str(model) in weights.built_in():
+        device = "cpu"
     state, place = _processes(device)
     p = model if isinstance(model, UNetModel) else load_model(model, place, revision=revision)
     p = p if prompt is None else p.prompted(prompt)
@@ -151,6 +155,8 @@ def build(
         "steps": steps, "threads": threads, "chunk": 1, "dtype": dtype, "device": p.device.type,
         "torch": torch.__version__,
     }  # fmt: skip
+    if isinstance(p, TextModel):
+        settings |= {"guidance": p.guidance, "negative": p.negative}
     size = _item_bytes(p, settings)
     atlas = _begun(Path(out), settings, state)
     todo = atlas.missing
@@ -167,6 +173,12 @@ def _processes(device: str) -> tuple[Any, Any]:
 
     automatic = "cuda" if torch.cuda.is_available() else "cpu"
     wanted = automatic if device == "auto" else device
+    here, cards = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+    if wanted == "cuda" and here > cards:
+        raise ValueError(
+            f"{here} processes on a machine with {cards} GPU{'s' * (cards != 1)}: start one for "
+            "each, or give --device cpu"
+        )
     state = PartialState(cpu=wanted == "cpu")
     # cpu:0, as accelerate calls it among several, gives other last bits than cpu.
     return state, state.device if state.device.type == wanted != "cpu" else wanted

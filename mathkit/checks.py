@@ -234,9 +234,9 @@ def _factor(c: float, a: Parts, t: Parts) -> str:
     def unit(parts: Parts) -> bool:
         return all(abs(float(p.norm()) - 1) <= 1e-3 for p in parts)
 
-    if unit(t):
-        return f"the direction is right, its length is {abs(c):.4g}: normalise it"
-    if unit(a):
+    if c > 0 and unit(t):
+        return f"the direction is right, its length is {c:.4g}: normalise it"
+    if c > 0 and unit(a):
         return "the direction is right, but it should not be normalised to length 1"
     return f"it is right up to the constant factor {c:.4g}"
 

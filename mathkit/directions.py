@@ -131,7 +131,7 @@ def candidates(
 def towards(p: Model, case: Cases, average: Tensor) -> Tensor:
     """average - E(x_t): the way from the case's posterior mean to the average puppet."""
     with torch.no_grad():
-        return average - p.clean(case.xt, case.t)
+        return average.to(case.xt) - p.clean(case.xt, case.t)
 
 
 def _kept(p: Model, case: Cases, row: Row, kept: Kept | None) -> Tensor:

@@ -61,6 +61,9 @@ def load_model(
     files = model_files(name, revision, dtype in HALF)
     place = _device("cpu" if device == "auto" and files.source.startswith(BUILT_IN) else device)
     dtype = dtype or torch.float32
+    if place.type == "cuda" and dtype == torch.float32:
+        # By default convolutions round to ten bits there, too few for singular vectors.
+        torch.backends.cudnn.allow_tf32 = False
     unet = _network(files.unet, files.weights, place, dtype)
     abar, prediction = _schedule(files.scheduler)
     if not files.parts:
@@ -214,7 +217,7 @@ def hub(name: str, revision: str | None = None, half: bool = False) -> tuple[Pat
     pinned = next((commit for known, commit in PUBLISHED if known == name), None)
     wanted = revision or pinned
     kept = _cached(name, wanted)
-    files = _chosen(kept, half) if kept else []
+    files = _chosen(kept, half) if kept and _described(kept) else [None]
     whole = kept is not None and None not in files
     rounded = not half and any(".fp16." in (file or "") for file in files)
     if kept is None or not whole or rounded or kept.name != wanted:
@@ -280,6 +283,15 @@ def _choice(there: Callable[[str], bool], part: str, half: bool) -> str | None:
             if there(name):
                 return name
     return None
+
+
+def _described(folder: Path) -> bool:
+    """Whether a folder holds every configuration that its model needs."""
+    try:
+        _configs(folder)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _chosen(folder: Path, half: bool) -> list[str | None]:

@@ -263,7 +263,8 @@ class GaussianModel(Model):
 
     def __init__(self, mean: Tensor, cov: Tensor, alphas_cumprod: Tensor | None = None) -> None:
         n = mean.numel()
-        if cov.shape != (n, n) or not torch.allclose(cov, cov.T) or not _finite(cov + mean.sum()):
+        finite = _finite(cov) and _finite(mean)
+        if cov.shape != (n, n) or not torch.allclose(cov, cov.T) or not finite:
             raise ValueError(f"cov is a finite symmetric ({n}, {n}) matrix, got {tuple(cov.shape)}")
         variances, axes = torch.linalg.eigh(cov.double().cpu())
         if variances[0] < -1e-6 * variances[-1].abs():

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import torch
 
 from . import style, weights
 from .experiments import PARTS, Piece
@@ -42,6 +43,7 @@ def make(settings: Settings, out: str | Path) -> Path:
     study = Study(settings, folder)
     image = None if settings.image is None else weights.sha256(settings.image)
     noted = {"weights": study.p.revision, "image SHA-256": image}
+    noted |= {"ran on": study.p.device.type, "torch": torch.__version__}
     _begin(folder, dataclasses.asdict(settings) | noted)
     bar, parts = tqdm(PARTS.items(), unit="part"), []
     for number, (name, part) in enumerate(bar):
@@ -143,10 +145,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("--out", required=True, help="folder of the report")
-    kinds: dict[str, Callable[[str], Any]] = {
-        "region": lambda text: tuple(map(float, text.split(","))),
-        "times": lambda text: tuple(map(int, text.split(","))),
-    }
+
+    def numbers(text: str) -> tuple[float, ...]:
+        return tuple(map(float, text.split(",")))
+
+    def integers(text: str) -> tuple[int, ...]:
+        return tuple(map(int, text.split(",")))
+
+    kinds: dict[str, Callable[[str], Any]] = {"region": numbers, "times": integers}
     for field in dataclasses.fields(Settings):
         default: Any = field.default
         kind = kinds.get(field.name, str if default is None else type(default))

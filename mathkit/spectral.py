@@ -6,11 +6,11 @@ the entry of V[i] largest by magnitude positive.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ UNDETERMINED = 1.0  # a bound on a sine that says nothing
 SLACK = 0.98  # of tol, so that a residual recomputed with fresh rounding still passes
 
 
-@dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False)
 class SVD:
     """Top singular triplets of a map; unpacks as U, S, V.
 
@@ -59,10 +59,12 @@ def svd(
     problem is solved in float64. Past the numerical rank S is 0.
 
     Cost: one push and one pull a step, at most max_passes in all (default 1000 + 20 k) or
-    2 min(m, n); memory one row of V and one of U a step. Raises ValueError for k outside
-    1 ... min(m, n). Warns when max_passes did not suffice, when push and pull are not so far each
-    other's transpose (in half precision: the residual says by how much), and when s_k and s_(k+1)
-    are too close for the subspace to be determined (angle_bound > 1).
+    2 min(m, n), and in half precision k more of each, which measure the residual, for rounding
+    leaves such a map linear to two or three digits; memory one row of V and one of U a step. Raises
+    ValueError for k outside 1 ... min(m, n). Warns when max_passes did not suffice, when push and
+    pull are not so far each other's transpose or a pass is rounded too much (the residual says by
+    how much), and when s_k and s_(k+1) are too close for the subspace to be determined
+    (angle_bound > 1).
     Source: Golub & Kahan 1965; Larsen 1998 (PROPACK).
     """
     n, m = _check(A, k, tol)
@@ -72,11 +74,13 @@ def svd(
     space = _Krylov(A if n <= m else A.T, seed)
     problem = _search(space, k, tol, min(n, m, most // 2))
     result = _assemble(A, space, k)
+    if A.dtype in (torch.float16, torch.bfloat16):
+        result = _measured(A, result)
     left = float(result.residuals.max() / result.S[0]) if result.S[0] > 0 else 0.0
     if not problem and left > max(tol, 4 * max(n, m) ** 0.5 * torch.finfo(result.V.dtype).eps):
         _warn(
             f"svd: residual {left:.1e} s_1 where {tol:.1e} was asked, since pull is no closer to "
-            "push's transpose: take a finer dtype, or a larger tol"
+            "push's transpose, or rounding: take a finer dtype, or a larger tol"
         )
     elif problem:
         _warn(f"svd: {problem} within {most} passes: give more max_passes")
@@ -319,6 +323,19 @@ def _assemble(A: LinearMap, space: _Krylov, k: int) -> SVD:
     gap, bound = _gap(S, k, rest, space)
     pushed = Passes(space.size, space.size)
     return SVD(*_finish(A, U, S[:k].to(U), V), rest.norm(dim=0).to(U), pushed, gap, bound)
+
+
+def _measured(A: LinearMap, r: SVD) -> SVD:
+    """r with the residuals that one more push and pull of each triplet see, if they are larger."""
+    U, S, V = r.U.flatten(1), r.S[:, None], r.V.flatten(1)
+    off = [_through(A.push, V, A.in_shape) - S * U, _through(A.pull, U, A.out_shape) - S * V]
+    seen = torch.stack([r.residuals, *(one.norm(dim=1) for one in off)]).amax(0)
+    bound = r.angle_bound
+    if bound is not None and r.gap:
+        worst = max(float(torch.linalg.matrix_norm(one, 2)) for one in off)
+        bound = max(bound, worst / (float(r.S[0]) * r.gap))
+    passes = Passes(r.passes.push + len(S), r.passes.pull + len(S))
+    return dataclasses.replace(r, residuals=seen, passes=passes, angle_bound=bound)
 
 
 def _gap(S: Tensor, k: int, rest: Tensor, space: _Krylov) -> tuple[float | None, float | None]:

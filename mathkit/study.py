@@ -114,10 +114,12 @@ class Study:
             }
         text = "" if prompt is None else hashlib.sha256(prompt.encode()).hexdigest()[:8]
         place = self.folder / f"atlas-{name}{text}"
+        begun = (place / atlas.MANIFEST).is_file()
+        threads = atlas.load_atlas(place).settings["threads"] if begun else torch.get_num_threads()
         with any_of_equals():
             atlas.build(
                 p, place, name, range(s.samples), self.times, s.k, tol=s.tol, seed=s.seed,
-                steps=s.steps, threads=torch.get_num_threads(), device=p.device.type,
+                steps=s.steps, threads=threads, device=p.device.type,
             )  # fmt: skip
         found = atlas.load_atlas(place)
         return {item: _moved(found[item], p.device) for item in found.items}

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from . import puppets, scores, weights
 from .factors import Reader
-from .loading import load_model
+from .loading import load_model, model_files
 from .models import linear_schedule
 from .puppets import STRANGER
 
@@ -271,8 +271,7 @@ def ship() -> None:
     """Store the averaged networks of runs/ as float16 in data/ and renew the manifest.
 
     Raises FileNotFoundError where none has been trained, ValueError where one is not trained to its
-    end. The cards that take minutes are measured
-    by `python -m mathkit results alice understudy`.
+    end. The cards that take minutes are measured by `python -m mathkit results alice understudy`.
     """
     states = {name: RUNS / name / STATE for name in ("reader", *PATIENTS)}
     trained = {n: torch.load(s, weights_only=True) for n, s in states.items() if s.exists()}
@@ -319,16 +318,18 @@ def begin(net: nn.Module, name: str, folder: str) -> None:
 
     Raises ValueError where runs/NAME holds a run that was begun otherwise.
     """
-    place = pathlib.Path(folder) if pathlib.Path(folder).is_dir() else weights.find(folder)
-    (weights_file,) = place.rglob("*.safetensors")
-    note, digest = RUNS / name / BEGUN, weights.sha256(weights_file)[:16]
+    files = model_files(folder)
+    note, digest = RUNS / name / BEGUN, weights.sha256(files.weights)[:16]
     begun = f"{folder} (SHA-256 {digest}...)\n"
     if (note.parent / STATE).exists() and not (note.exists() and note.read_text() == begun):
         raise ValueError(
             f"{note.parent} holds another run: remove it to begin one from {folder}, or leave out "
             "--from to continue it"
         )
-    net.load_state_dict(load_model(folder, device="cpu").unet.state_dict())
+    try:
+        net.load_state_dict(load_model(folder, device="cpu").unet.state_dict())
+    except RuntimeError as error:
+        raise ValueError(f"{files.weights} is no network like {name}'s: {error}") from None
     weights.store(note, begun.encode())
 
 
@@ -356,9 +357,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             net, rate = make_unet(name), 8e-4
             if args.start:
                 begin(net, name, args.start)
-                rate /= 2
             elif not (RUNS / name / STATE).exists():
                 (RUNS / name / BEGUN).unlink(missing_ok=True)
+            if (RUNS / name / BEGUN).exists():
+                rate /= 2
             loss = DenoiserLoss(simple=name in SIMPLE)
             fit(net, loss, name, args.steps or STEPS[name], rate)
 

@@ -83,10 +83,10 @@ def flipbook(
 ) -> W.VBox:
     """A slider and a play button over still frames; linked in the browser, so no kernel is needed.
 
-    frames: what `frame` takes, one by one (a generator of figures is drawn and closed in turn);
-    values: what the slider shows for each; start: the first frame seen; describe: what there is to
-    see, in words; interval: ms a frame. Together the pictures stay under 600 kB. Raises ValueError
-    on fewer than 2 frames, values that do not match, a start outside.
+    frames: what `frame` takes, one by one (of a generator, given with values, each figure is drawn
+    and closed in turn); values: what the slider shows for each; start: the first frame seen;
+    describe: what there is to see, in words; interval: ms a frame. Together the pictures stay under
+    600 kB. Raises ValueError on fewer than 2 frames, values that do not match, a start outside.
     """
     given = list(frames) if values is None else frames
     names = range(len(given)) if values is None else values  # type: ignore[arg-type]

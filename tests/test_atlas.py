@@ -141,6 +141,25 @@ def test_a_text_model_is_given_its_prompt(tmp_path: Path) -> None:
     torch.testing.assert_close(atlas.load_atlas(tmp_path / "man")[0, t].V, expected.V)
     other = atlas.load_atlas(tmp_path / "a smiling man")[0, t]
     assert not torch.allclose(other.S, expected.S, rtol=1e-4)
+    guided = mk.load_model(tmp_path / "model").prompted("man", guidance=7, negative="a man")
+    with pytest.raises(ValueError, match="other settings.*guidance 1.0, now 7"):
+        atlas.build(guided, tmp_path / "man", samples=[0], times=[500], k=2, steps=3)
+
+
+def test_more_processes_than_gpus_are_refused(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="2 processes on a machine with 1 GPU: start one for each"):
+        atlas.build(tiny, tmp_path / "new", **SMALL)
+    built_in, asked = [], []
+    monkeypatch.setattr(atlas.weights, "built_in", lambda: [str(tiny)])
+    monkeypatch.setattr(atlas, "_processes", lambda device: asked.append(device) or built_in[0])
+    with pytest.raises(IndexError):
+        atlas.build(tiny, tmp_path / "new", **SMALL)
+    assert asked == ["cpu"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -122,6 +122,7 @@ GENERIC = [
     (VECTOR[[2, 0, 1, 3]], VECTOR, "another order"),
     (3.3 * VECTOR, VECTOR, "constant factor 3.3"),
     (4.2 * VECTOR / VECTOR.norm(), VECTOR / VECTOR.norm(), "length is 4.2"),
+    (-3.0 * VECTOR / VECTOR.norm(), VECTOR / VECTOR.norm(), "constant factor -3"),
     (VECTOR / VECTOR.norm(), VECTOR, "should not be normalised"),
     (VECTOR + 0.37, VECTOR, "same 0.37"),
     (torch.cat([MATRIX, MATRIX]) + torch.tensor([1.0, 5, -2]), torch.cat([MATRIX, MATRIX]), "row"),

@@ -461,6 +461,25 @@ def test_the_residual_sees_a_pull_that_is_not_the_transpose_of_push(off, dtype):
     assert off == 0 or worst / float(r.S[0]) == pytest.approx(off, rel=0.05)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_in_half_precision_the_residual_is_what_a_pass_sees(dtype):
+    """A nonlinear map's passes, rounded: sums of many of them look better than one is."""
+    torch.manual_seed(0)
+    f = torch.nn.Sequential(*(torch.nn.Linear(60, 60), torch.nn.Tanh()) * 3).to(dtype)
+    x = torch.randn(1, 60, dtype=dtype)
+    A = mk.jacobian(f, x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        r = mk.svd(A, 3, tol=1e-5)
+    off = (
+        (A.push(r.V) - r.S[:, None] * r.U).norm(dim=1),
+        (A.pull(r.U) - r.S[:, None] * r.V).norm(dim=1),
+    )
+    assert bool((r.residuals >= 0.99 * torch.maximum(*off)).all())
+    counted = mk.svd(mk.matrix(A.dense().float()), 3, tol=1e-5).passes
+    assert r.passes.push >= 3 + counted.push // 2 and r.passes.push == r.passes.pull
+
+
 def test_a_map_to_one_number_has_one_direction():
     x = torch.randn(1, 5, generator=torch.Generator().manual_seed(0))
     A = mk.jacobian(lambda x: (x**3).sum(1), x)

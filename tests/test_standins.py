@@ -209,6 +209,17 @@ def test_a_broken_off_download_is_no_model_in_the_cache(hub: Any) -> None:
     assert mk.load_model("someone/half").shape == (3, 16, 16)
 
 
+def test_a_cached_commit_without_its_scheduler_is_fetched_whole(hub: Any) -> None:
+    """As diffusers leaves it after the network alone was loaded."""
+    place = standins.ddpm(hub.remote / "someone/net", standins.SMALL)
+    (place / "scheduler_config.json").rename(place / "kept")
+    commit = "c" * 40
+    with pytest.raises(FileNotFoundError, match="scheduler_config"):
+        mk.load_model("someone/net", revision=commit)
+    (place / "kept").rename(place / "scheduler_config.json")
+    assert mk.load_model("someone/net", revision=commit).revision == commit
+
+
 def test_full_precision_is_fetched_where_only_fp16_is_in_the_cache(hub: Any) -> None:
     from safetensors.torch import save_file
 

@@ -242,6 +242,18 @@ def test_weights_do_not_begin_a_run_that_was_begun_otherwise(monkeypatch, tmp_pa
     training.begin(net, "understudy", "understudy")  # the same again goes on
 
 
+def test_a_run_that_was_begun_from_weights_goes_on_at_its_own_rate(monkeypatch, tmp_path):
+    rates = []
+    monkeypatch.setattr(training, "RUNS", tmp_path)
+    monkeypatch.setattr(training, "fit", lambda *given: rates.append(given[-1]))
+    training.main(["understudy", "--from", "understudy"])
+    (tmp_path / "understudy" / training.STATE).write_bytes(b"")
+    training.main(["understudy"])
+    assert rates == [4e-4, 4e-4]
+    with pytest.raises(ValueError, match="no network like alice's"):
+        training.begin(training.make_unet("alice"), "alice", "understudy")
+
+
 def test_a_run_from_scratch_forgets_what_an_earlier_one_was_begun_from(monkeypatch, tmp_path):
     monkeypatch.setattr(training, "RUNS", tmp_path)
     monkeypatch.setattr(training, "fit", lambda *given: None)
