@@ -131,7 +131,8 @@ def edits(study: Study) -> Iterator[Piece]:
     )
     found, free = (float(kappa(p, x, t, w)) for w in (v, study.random()))
     yield (
-        f"kappa = <v, J_eps v>: {found:+.2f} for this direction, {free:+.2f} for a random one. "
+        f"kappa = <v, J_eps v>, J_eps the Jacobian of the predicted noise: {found:+.2f} for this "
+        f"direction, {free:+.2f} for a random one. "
         "Near 1 the model takes it for noise, below for picture; where it is negative, guidance as "
         "published walks the other way (here it is turned round)."
     )
