@@ -49,10 +49,12 @@ def load_model(
     Diffusion 1.x and 2.x: `p.prompted` binds a text; needs the package transformers).
 
     device: "auto" is CUDA where there is one, else the CPU; for a built-in model always the CPU,
-    where the book's pictures and tables are made; "mps" only when asked. dtype: of the U-Net,
-    default float32; with a half one the repository's fp16 files are taken where there are some,
-    while VAE and text encoder work in float32. revision: of a Hub repository, default a known
-    commit or the newest, which is then printed; `p.revision` records the commit.
+    where the book's pictures and tables are made; "mps" only when asked (it lacks the float64 of
+    some analyses). dtype: of the U-Net, default float32, for which TF32 convolutions are turned off
+    on CUDA: their ten bits are too few for singular vectors; with a half one the repository's fp16
+    files are taken where there are some, while VAE and text encoder work in float32. revision: of a
+    Hub repository, default a known commit or the newest, which is then printed; `p.revision`
+    records the commit.
     Reads the folder of `save_pretrained` and the older layout with everything at the root;
     built-in files are hash-checked, pickles read weights-only, safety checkers left out.
     Raises FileNotFoundError for no such model, ValueError for one of another kind or whose files
@@ -62,7 +64,6 @@ def load_model(
     place = _device("cpu" if device == "auto" and files.source.startswith(BUILT_IN) else device)
     dtype = dtype or torch.float32
     if place.type == "cuda" and dtype == torch.float32:
-        # By default convolutions round to ten bits there, too few for singular vectors.
         torch.backends.cudnn.allow_tf32 = False
     unet = _network(files.unet, files.weights, place, dtype)
     abar, prediction = _schedule(files.scheduler)
