@@ -50,8 +50,7 @@ def load_model(
 
     device: "auto" is CUDA where there is one, else the CPU; for a built-in model always the CPU,
     where the book's pictures and tables are made; "mps" only when asked (it lacks the float64 of
-    some analyses). dtype: of the U-Net, default float32, for which TF32 convolutions are turned off
-    on CUDA: their ten bits are too few for singular vectors; with a half one the repository's fp16
+    some analyses). dtype: of the U-Net, default float32; with a half one the repository's fp16
     files are taken where there are some, while VAE and text encoder work in float32. revision: of a
     Hub repository, default a known commit or the newest, which is then printed; `p.revision`
     records the commit.
@@ -63,8 +62,6 @@ def load_model(
     files = model_files(name, revision, dtype in HALF)
     place = _device("cpu" if device == "auto" and files.source.startswith(BUILT_IN) else device)
     dtype = dtype or torch.float32
-    if place.type == "cuda" and dtype == torch.float32:
-        torch.backends.cudnn.allow_tf32 = False
     unet = _network(files.unet, files.weights, place, dtype)
     abar, prediction = _schedule(files.scheduler)
     if not files.parts:

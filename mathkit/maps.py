@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -210,7 +211,8 @@ def jacobian(f: Pass, x: Tensor, chunk: int | str = "auto") -> LinearMap:
     f runs once, here. A pull goes back through its graph; J^T u is linear in u, so a push goes
     back through the pull (the transpose of the transpose), which spares the primal of forward mode.
     Memory: that graph, plus `chunk` directions at a time whatever k is ("auto" picks by size; too
-    large for a GPU, it halves and goes on). One pass costs about one evaluation of f.
+    large for a GPU, it halves and goes on). One pass costs about one evaluation of f. On a GPU
+    float32 convolutions run in full here, not in TF32.
 
     Results have x's device and dtype. Raises ValueError for a point without its batch axis, an f
     that is not batched or whose value carries no gradient, and for values or derivatives that are
@@ -246,7 +248,10 @@ def _check_point(x: Tensor) -> None:
 
 def _evaluate(f: Pass, x: Tensor) -> tuple[Tensor, Tensor]:
     """The leaf x and h = f(x) with its graph, in operations that can be differentiated twice."""
-    with torch.inference_mode(False), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), _Twice():
+    with (
+        torch.inference_mode(False), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), _Twice(),
+        _full_precision(),
+    ):  # fmt: skip
         x = x.detach().clone().requires_grad_()
         h = f(x.clone())
     if not isinstance(h, Tensor) or h.ndim < 1 or len(h) != 1:
@@ -261,7 +266,7 @@ def _evaluate(f: Pass, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _transpose(h: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """The pull as a graph: J^T u and the leaf u it is linear in."""
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad(), _full_precision():
         u = torch.zeros_like(h).requires_grad_()
         (Jtu,) = torch.autograd.grad(h, x, u, create_graph=True, materialize_grads=True)
     return Jtu, u
@@ -271,10 +276,22 @@ def _back(y: Tensor, leaf: Tensor, rows: Tensor) -> Tensor:
     """Rows of cotangents of y (1, *) -> rows of cotangents of leaf, through the kept graph."""
     several = len(rows) > 1
     weights = rows[:, None] if several else rows
-    (out,) = torch.autograd.grad(
-        y, leaf, weights, retain_graph=True, is_grads_batched=several, materialize_grads=True
-    )
+    with _full_precision():
+        (out,) = torch.autograd.grad(
+            y, leaf, weights, retain_graph=True, is_grads_batched=several, materialize_grads=True
+        )
     return out[:, 0] if several else out
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """float32 convolutions in full: by default a GPU rounds them to TF32, too coarse for an SVD."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 class Chunk:

@@ -418,6 +418,34 @@ def test_a_derivative_that_is_not_finite_is_never_silent():
         mk.jacobian(torch.sin, torch.ones(1, 3)).push(torch.full((1, 3), math.nan))
 
 
+def test_convolutions_are_whole_in_every_pass_and_the_setting_comes_back():
+    seen = []
+
+    class Watched(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            seen.append(torch.backends.cudnn.allow_tf32)
+            return x * 2
+
+        @staticmethod
+        def backward(ctx, g):
+            return Watched.apply(g)
+
+    before = torch.backends.cudnn.allow_tf32
+    try:
+        for setting in (True, False):
+            torch.backends.cudnn.allow_tf32 = setting
+            A = mk.jacobian(Watched.apply, torch.ones(1, 3))
+            for run in (A.pull, A.push):
+                assert torch.equal(run(torch.ones(1, 3)), torch.full((1, 3), 2.0))
+            with pytest.raises(ValueError, match="not finite"):
+                A.push(torch.full((1, 3), math.nan))
+            assert torch.backends.cudnn.allow_tf32 is setting
+        assert len(seen) > 6 and not any(seen)
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_jacobian_on_a_gpu(tiny_unet, bottleneck):
     x = torch.randn(1, 3, 16, 16)
