@@ -229,7 +229,7 @@ JOBS: dict[str, tuple[Callable[[], None], int]] = {
     "amendment": (write_amendment, 5),
     **{
         name: (functools.partial(run_trial, name), minutes)
-        for name, minutes in zip(TABLES, (60, 35, 65, 25), strict=True)
+        for name, minutes in zip(TABLES, (120, 35, 110, 25), strict=True)
     },
     "always": (run_always, 20),
     **SURVEYS,

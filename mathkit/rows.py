@@ -11,7 +11,7 @@ from .directions import TRIED, Row
 EDIT_TIME, AFTER = 583, (458, 333)
 EARLY, STEPS = 749, (666, 583)  # where a course begins, and its further steps
 # Samples of the rows compared first, those of them at every strength, samples of the other rows.
-TEST, SMALL, FEW = 200, 20, 16
+TEST, SMALL, FEW = 400, 20, 16
 OPENED = 100  # test samples treated when a row was added
 PRIMARY, CONTROL = "aimed, course", "random, course"
 CLIP = 20.0  # on development samples the pulls of the ill lie above it as a rule, others below
