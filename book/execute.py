@@ -59,8 +59,13 @@ def code_cells(nb: Any) -> list[Any]:
 @functools.cache
 def package_digest() -> str:
     """One hash of what every chapter rests on: the package and what it loads from data/."""
-    files = [*ROOT.glob("mathkit/**/*.py"), *ROOT.glob("data/*.json"), *ROOT.glob("data/results/*")]
-    rows = (f"{p.relative_to(ROOT).as_posix()} {digest(p.read_bytes())}\n" for p in sorted(files))
+    return files_digest(ROOT, "mathkit/**/*.py", "data/*.json", "data/results/*")
+
+
+def files_digest(root: Path, *patterns: str) -> str:
+    """One hash of the names and contents of the files below `root` that match."""
+    files = sorted(p for pattern in patterns for p in root.glob(pattern))
+    rows = (f"{p.relative_to(root).as_posix()} {digest(p.read_bytes())}\n" for p in files)
     return digest("".join(rows).encode())
 
 
@@ -78,8 +83,7 @@ def setting(quick: bool) -> str:
     """What else decides them on this machine, for the copies under _build/."""
     versions = [importlib.metadata.version(name) for name in ("torch", "diffusers", "matplotlib")]
     other = weights.folders()[:1] if os.environ.get("MATHKIT_DATA") else []
-    read = (f for folder in other for f in (*folder.glob("*.json"), *folder.glob("results/*")))
-    data = [digest(b"".join(file.read_bytes() for file in sorted(read)))] if other else []
+    data = [files_digest(folder, "*.json", "results/*") for folder in other]
     return " ".join(["quick" if quick else "full", platform.python_version(), *versions, *data])
 
 

@@ -154,12 +154,20 @@ def test_more_processes_than_gpus_are_refused(
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="2 processes on a machine with 1 GPU: start one for each"):
         atlas.build(tiny, tmp_path / "new", **SMALL)
-    built_in, asked = [], []
-    monkeypatch.setattr(atlas.weights, "built_in", lambda: [str(tiny)])
-    monkeypatch.setattr(atlas, "_processes", lambda device: asked.append(device) or built_in[0])
-    with pytest.raises(IndexError):
+
+
+def test_an_atlas_of_a_built_in_model_stays_on_the_cpu(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(device: str) -> None:
+        raise RuntimeError(f"asked for {device}")
+
+    monkeypatch.setattr(atlas, "_processes", refuse)
+    with pytest.raises(RuntimeError, match="asked for auto"):
         atlas.build(tiny, tmp_path / "new", **SMALL)
-    assert asked == ["cpu"]
+    monkeypatch.setattr(weights, "built_in", lambda: [str(tiny)])
+    with pytest.raises(RuntimeError, match="asked for cpu"):
+        atlas.build(tiny, tmp_path / "new", **SMALL)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
