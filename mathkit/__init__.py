@@ -17,10 +17,10 @@ from mathkit.hspace import inject as inject
 from mathkit.hspace import move as move
 from mathkit.hspace import normalise as normalise
 from mathkit.hspace import shoot as shoot
+from mathkit.jacobians import jacobian as jacobian
 from mathkit.loading import load_model as load_model
 from mathkit.maps import LinearMap as LinearMap
 from mathkit.maps import check_adjoint as check_adjoint
-from mathkit.maps import jacobian as jacobian
 from mathkit.maps import mask as mask
 from mathkit.maps import matrix as matrix
 from mathkit.spectral import power_iteration as power_iteration

@@ -16,7 +16,8 @@ from .faces import eigenfaces
 from .factors import read_factors, read_features
 from .grassmann import carry
 from .hspace import shoot
-from .maps import LinearMap, jacobian
+from .jacobians import jacobian
+from .maps import LinearMap
 from .models import Model
 from .puppets import CONTINUOUS, STRANGER, Posterior
 from .spectral import SVD, svd

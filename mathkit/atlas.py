@@ -27,9 +27,10 @@ from torch import Tensor
 from . import weights
 from .diffusion import denoise, start, timesteps
 from .hspace import MAPS
+from .jacobians import jacobian
 from .latents import TextModel
 from .loading import load_model
-from .maps import Passes, jacobian
+from .maps import Passes
 from .models import Model, UNetModel
 from .spectral import SVD, svd
 

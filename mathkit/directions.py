@@ -14,7 +14,8 @@ from .diffusion import invert, posterior_mean
 from .factors import reader
 from .grassmann import carry, project_out
 from .hspace import encoder
-from .maps import LinearMap, jacobian
+from .jacobians import jacobian
+from .maps import LinearMap
 from .models import Model
 from .puppets import STRANGER
 from .spectral import SVD, svd

@@ -17,7 +17,8 @@ from . import analysis, plot
 from .diffusion import denoise, invert, posterior_mean
 from .grassmann import carry, distance, matched_average, mean_subspace, project_out
 from .hspace import encoder, guide, h_step, inject, kappa, move, normalise, shoot
-from .maps import jacobian, mask
+from .jacobians import jacobian
+from .maps import mask
 from .spectral import any_of_equals, svd
 from .study import Study
 from .tables import Table

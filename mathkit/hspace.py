@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .diffusion import posterior_mean
 from .grassmann import LIFTS, carry
-from .maps import jacobian
+from .jacobians import jacobian
 from .spectral import svd
 
 At = Callable[[Tensor], Tensor]

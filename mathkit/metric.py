@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from mathkit.grassmann import distance
-from mathkit.maps import LinearMap, jacobian
+from mathkit.jacobians import jacobian
+from mathkit.maps import LinearMap
 from mathkit.spectral import svd
 
 BLIND = 1e-6  # cosines mean nothing where A shortens one of two directions this much more

@@ -15,8 +15,8 @@ from torch import Tensor
 from . import atlas
 from .diffusion import denoise, invert, start
 from .hspace import MAPS, move
+from .jacobians import jacobian
 from .loading import load_model
-from .maps import jacobian
 from .models import UNetModel
 from .spectral import SVD, any_of_equals, svd
 

@@ -18,8 +18,9 @@ from .directions import Row, direction, encoder_svd
 from .factors import fit_factors, read_factors
 from .grassmann import carry, distance, matched_average
 from .hspace import MAPS, encoder
+from .jacobians import jacobian
 from .loading import load_model
-from .maps import LinearMap, jacobian
+from .maps import LinearMap
 from .models import Model
 from .puppets import CONTINUOUS, STRANGER, Posterior
 from .results import NETWORKS, average_puppet, job, publish

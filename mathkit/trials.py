@@ -28,8 +28,8 @@ from .faces import eigenfaces
 from .factors import read_factors, read_features
 from .grassmann import matched_average, mean_subspace
 from .hspace import encoder
+from .jacobians import jacobian
 from .loading import load_model
-from .maps import jacobian
 from .models import Model
 from .puppets import STRANGER
 from .results import (

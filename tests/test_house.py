@@ -24,7 +24,7 @@ ASKED_FOR = "jupyter numpy torch diffusers matplotlib ipywidgets scikit-learn".s
 # A module imports only modules of the rows above its own.
 ROWS = [
     "maps",
-    "spectral grassmann",
+    "jacobians spectral grassmann",
     "metric",
     "puppets",
     "faces superposition",

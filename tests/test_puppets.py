@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mathkit import puppets
-from mathkit.maps import jacobian
+from mathkit.jacobians import jacobian
 from mathkit.puppets import CONTINUOUS, FACTORS, STRANGER
 
 SIZE = 64
