@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import math
+import numbers
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 Shape = tuple[int, ...]
 Pass = Callable[[Tensor], Tensor]
+
+
+BATCH = 8  # rows that a matrix multiplies for little more than one
 
 
 class Passes(NamedTuple):
@@ -21,84 +28,190 @@ class Passes(NamedTuple):
     pull: int
 
 
+@dataclasses.dataclass
+class _Way:
+    """One of a map's two functions, and how many directions went through it."""
+
+    run: Pass
+    count: int = 0
+
+
 class LinearMap:
     """A linear map A: R^in_shape -> R^out_shape, given by two functions on rows of directions.
 
-    push: (k, *in_shape) -> (k, *out_shape), v -> A v;  pull: (k, *out_shape) -> (k, *in_shape),
-    u -> A^T u; any k >= 1. A row of the wrong shape, or an answer of the wrong shape, raises
-    ValueError. Results carry no graph. `A.T` swaps the two, `A @ B` composes (first B, then A),
-    `A.dense()` is the matrix (m, n), m = numel of out_shape, n = numel of in_shape.
+    A (a v + b w) = a A v + b A w, and <A v, u> = <v, A^T u>, for all v, w and u.
 
-    `A.passes` = (push, pull) counts directions of A itself, so `A.T.push` adds to pull. A product
-    sends every pass through its factors and shares their counters: it shows, for push and pull,
-    the factor that has run most. dtype and device are those of the directions that solvers draw
-    (default: float32 on the CPU).
+    Args:
+        push: v -> A v for each row, (k, *in_shape) -> (k, *out_shape), any k >= 1.
+        pull: u -> A^T u for each row, (k, *out_shape) -> (k, *in_shape).
+        in_shape: shape of one direction; an integer n means (n,).
+        out_shape: shape of one measurement.
+        dtype, device: of the directions that solvers draw (default: float32 on the CPU).
+
+    Maps are added, subtracted, multiplied and divided by numbers, and composed: `A @ B` is first
+    B, then A. `A.T` swaps push and pull. `A @ v` is A v for one direction v of exactly in_shape.
+    `A.shape` is (m, n), m = numel of out_shape, n = numel of in_shape.
+
+    Directions are real and finite. They come to the map's device, and to
+    torch.promote_types(their type, the map's): integers and bools take the map's type, float64 in
+    a float32 map stays float64. What push and pull answer is left in its type: a Jacobian answers
+    in that of its point. Passes run without autocast, and results carry no graph.
+
+    `A.passes` = (push, pull) counts directions of A, so `A.T.push` adds to pull. A sum, multiple
+    or product counts its own from 0, and each pass of it is one of every map it is made of.
+
+    Raises ValueError for shapes, types or functions that are none of these, and in a pass for rows
+    or an answer of another shape, and for NaN or infinity in a direction.
+
+    >>> A = mk.LinearMap(lambda V: V[:, :2], lambda U: torch.nn.functional.pad(U, (0, 1)), 3, 2)
+    >>> A @ torch.tensor([1.0, 2.0, 3.0])
+    tensor([1., 2.])
+    >>> (2 * A.T @ A - mk.matrix(torch.eye(3))).dense()
+    tensor([[ 1.,  0.,  0.],
+            [ 0.,  1.,  0.],
+            [ 0.,  0., -1.]])
     """
+
+    __array_ufunc__ = None  # numpy's numbers leave `number * A` to A
+    batch = 1  # directions that a pass takes together for less than it takes them one by one
 
     def __init__(
         self,
         push: Pass,
         pull: Pass,
-        in_shape: Sequence[int],
-        out_shape: Sequence[int],
+        in_shape: int | Sequence[int],
+        out_shape: int | Sequence[int],
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        self.in_shape, self.out_shape = tuple(in_shape), tuple(out_shape)
+        if not (callable(push) and callable(pull)):
+            raise ValueError("push and pull are functions of rows: mk.matrix(M) makes them of M")
+        if dtype and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise ValueError(f"a map's dtype is a floating-point type of torch, got {dtype}")
+        self.in_shape, self.out_shape = _shape(in_shape), _shape(out_shape)
         self.dtype, self.device = dtype, device
-        self._pair: tuple[Pass, Pass] = (push, pull)
-        self._side = 0
-        self._counts: list[list[int]] = [[0, 0]]
-        self._counted = True
+        self._given = _Way(push), _Way(pull)
+        self._push, self._pull = self._given
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(m, n), the shape of `dense()`: numel of out_shape and of in_shape."""
+        return math.prod(self.out_shape), math.prod(self.in_shape)
+
+    @property
+    def passes(self) -> Passes:
+        """Directions pushed and pulled so far, a snapshot; `A.T.passes` is the same."""
+        return Passes(*(way.count for way in self._given))
 
     def push(self, V: Tensor) -> Tensor:
-        """A v for each row v: (k, *in_shape) -> (k, *out_shape). Costs k pushes."""
-        return self._apply(0, V, self.in_shape, self.out_shape)
+        """A v for each row v: (k, *in_shape) -> (k, *out_shape). Costs k pushes.
+
+        >>> mk.matrix([[1, 2], [3, 4]]).push(torch.eye(2))
+        tensor([[1., 3.],
+                [2., 4.]])
+        """
+        return self._apply("push", self._push, V, self.in_shape, self.out_shape)
 
     def pull(self, U: Tensor) -> Tensor:
-        """A^T u for each row u: (k, *out_shape) -> (k, *in_shape). Costs k pulls."""
-        return self._apply(1, U, self.out_shape, self.in_shape)
+        """A^T u for each row u: (k, *out_shape) -> (k, *in_shape). Costs k pulls.
 
-    def _apply(self, way: int, V: Tensor, shape: Shape, answer: Shape) -> Tensor:
-        name = ("push", "pull")[way]
+        >>> mk.matrix([[1, 2], [3, 4]]).pull(torch.eye(2))
+        tensor([[1., 2.],
+                [3., 4.]])
+        """
+        return self._apply("pull", self._pull, U, self.out_shape, self.in_shape)
+
+    def _apply(self, name: str, way: _Way, V: Tensor, shape: Shape, answer: Shape) -> Tensor:
         _check_rows(V, shape, name)
-        with torch.no_grad():
-            W = self._pair[way ^ self._side](V.detach())
-        if W.shape != (len(V), *answer):
-            raise ValueError(f"{name} must answer {(len(V), *answer)}, gave {tuple(W.shape)}")
-        if self._counted:
-            self._counts[0][way ^ self._side] += len(V)
-        return W.detach()
+        own = self.dtype or (V.dtype if V.is_floating_point() else torch.get_default_dtype())
+        kind = torch.device(self.device or V.device).type
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(kind, enabled=False):
+            V = _normal(V.to(device=self.device, dtype=torch.promote_types(V.dtype, own)))
+            if not V.isfinite().all():
+                raise ValueError(f"{name}: the direction is not finite, it holds NaN or infinity")
+            W = way.run(V)
+            if not isinstance(W, Tensor) or W.is_complex() or W.shape != (len(V), *answer):
+                got = _told(W) if isinstance(W, Tensor) else type(W).__name__
+                raise ValueError(f"{name} must answer a real {(len(V), *answer)}, gave {got}")
+            way.count += len(V)
+            return _normal(W)
 
     @property
     def T(self) -> LinearMap:
-        """The transpose, with the same counter."""
-        other = object.__new__(LinearMap)
-        other.__dict__ |= self.__dict__
-        other.in_shape, other.out_shape, other._side = self.out_shape, self.in_shape, 1 - self._side
+        """The transpose, (m, n) -> (n, m): push and pull swapped, the same counter. Costs nothing.
+
+        >>> mk.matrix([[1, 2], [3, 4]]).T.dense()
+        tensor([[1., 3.],
+                [2., 4.]])
+        """
+        other = copy.copy(self)
+        other.in_shape, other.out_shape = self.out_shape, self.in_shape
+        other._push, other._pull = self._pull, self._push
         return other
 
-    def __matmul__(self, other: LinearMap) -> LinearMap:
+    def __matmul__(self, other: Any) -> Any:
+        if isinstance(other, Tensor) and other.shape == self.in_shape:
+            return self.push(other[None])[0]
         if not isinstance(other, LinearMap):
-            return NotImplemented
+            got = _told(other) if isinstance(other, Tensor) else type(other).__name__
+            raise ValueError(
+                f"A @ v takes a map, or a tensor v of A's in_shape {self.in_shape}, got {got}: "
+                "A.push(rows) takes several directions, one a row"
+            )
         if self.in_shape != other.out_shape:
             raise ValueError(
                 f"A @ B needs A.in_shape == B.out_shape, got {self.in_shape} and {other.out_shape}"
             )
-        product = LinearMap(
-            lambda V: self.push(other.push(V)),
-            lambda U: other.pull(self.pull(U)),
-            other.in_shape,
-            self.out_shape,
-            _finer(self.dtype, other.dtype),
-            self.device or other.device,
+        return self._with(
+            other, lambda V: self.push(other.push(V)), lambda U: other.pull(self.pull(U))
         )
-        product._counts, product._counted = [*self._counts, *other._counts], False
-        return product
+
+    def __add__(self, other: LinearMap) -> LinearMap:
+        check_map(other)
+        if (self.in_shape, self.out_shape) != (other.in_shape, other.out_shape):
+            raise ValueError(
+                "a sum needs equal in_shape and out_shape, got "
+                f"{self.in_shape} -> {self.out_shape} and {other.in_shape} -> {other.out_shape}"
+            )
+        return self._with(
+            other, lambda V: self.push(V) + other.push(V), lambda U: self.pull(U) + other.pull(U)
+        )
+
+    def __mul__(self, factor: float) -> LinearMap:
+        number = _number(factor)
+        return self._with(self, lambda V: self.push(V) * number, lambda U: self.pull(U) * number)
+
+    def _with(self, first: LinearMap, push: Pass, pull: Pass) -> LinearMap:
+        """The map of these passes from what `first` takes to what self answers."""
+        dtype, device = _finer(self.dtype, first.dtype), self.device or first.device
+        made = LinearMap(push, pull, first.in_shape, self.out_shape, dtype, device)
+        made.batch = max(self.batch, first.batch)
+        return made
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> LinearMap:
+        return self * -1
+
+    def __sub__(self, other: LinearMap) -> LinearMap:
+        check_map(other)
+        return self + -other
+
+    def __truediv__(self, divisor: float) -> LinearMap:
+        number = _number(divisor)
+        if number == 0:
+            raise ValueError("a map is divided by a real finite number other than 0, got 0")
+        return self * (1 / number)
 
     def dense(self) -> Tensor:
-        """The matrix of A, shape (m, n). Costs min(m, n) passes and m * n numbers of memory."""
-        n, m = math.prod(self.in_shape), math.prod(self.out_shape)
+        """The matrix of A, shape (m, n). Costs min(m, n) passes and m * n numbers of memory.
+
+        >>> mk.mask([1, 0, 2]).dense()
+        tensor([[1., 0., 0.],
+                [0., 0., 0.],
+                [0., 0., 2.]])
+        """
+        m, n = self.shape
         if n <= m:
             return self.push(self._eye(self.in_shape)).reshape(n, m).T.contiguous()
         return self.pull(self._eye(self.out_shape)).reshape(m, n)
@@ -107,22 +220,98 @@ class LinearMap:
         size = math.prod(shape)
         return torch.eye(size, dtype=self.dtype, device=self.device).reshape(size, *shape)
 
-    @property
-    def passes(self) -> Passes:
-        """Directions pushed and pulled so far, a snapshot."""
-        return Passes(*(max(column) for column in zip(*self._counts, strict=True)))
+    def scipy(self) -> Any:
+        """A as a scipy.sparse.linalg.LinearOperator on flat numpy vectors, for SciPy's solvers.
+
+        Returns: shape (m, n), A's dtype (float32 for half precision, which numpy's solvers lack);
+        matvec and rmatvec cost one pass, matmat and rmatmat one a column.
+
+        >>> mk.matrix([[1, 2], [3, 4]]).scipy().matvec([1.0, 0.0])
+        array([1., 3.], dtype=float32)
+        """
+        from scipy.sparse.linalg import LinearOperator
+
+        dtype = torch.promote_types(self.dtype or torch.get_default_dtype(), torch.float32)
+
+        def on_columns(one_pass: Pass, shape: Shape) -> Callable[[Any], Any]:
+            def run(X: Any) -> Any:
+                X = X.reshape(len(X), -1)  # SciPy's vectors are (n,) or (n, 1)
+                rows = torch.from_numpy(np.array(X.T, order="C"))
+                rows = rows if rows.is_complex() else rows.to(dtype)  # a pass says no to complex
+                W = one_pass(rows.reshape(len(rows), *shape))
+                return W.reshape(len(rows), -1).T.to("cpu", dtype).numpy()
+
+            return run
+
+        forth, back = on_columns(self.push, self.in_shape), on_columns(self.pull, self.out_shape)
+        real = torch.empty(0, dtype=dtype).numpy().dtype
+        return LinearOperator(self.shape, forth, back, dtype=real, matmat=forth, rmatmat=back)
 
     def __repr__(self) -> str:
-        return f"LinearMap({self.in_shape} -> {self.out_shape}, {self.passes})"
+        return f"{type(self).__name__}({self.in_shape} -> {self.out_shape}, {self.passes})"
+
+
+def check_map(A: Any) -> None:
+    """Raises ValueError, with what to do, for anything but a LinearMap. Costs nothing.
+
+    >>> mk.maps.check_map(torch.eye(2))
+    Traceback (most recent call last):
+    ValueError: takes a LinearMap, got Tensor: mk.matrix(M) makes one of a matrix
+    """
+    if isinstance(A, LinearMap):
+        return
+    if hasattr(A, "rmatvec"):
+        cure = "mk.LinearMap(push, pull, n, m) makes one of two functions on rows of tensors"
+    elif callable(A):
+        cure = "mk.jacobian(f, x) makes one of a function at a point"
+    else:
+        cure = "mk.matrix(M) makes one of a matrix"
+    raise ValueError(f"takes a LinearMap, got {type(A).__name__}: {cure}")
+
+
+def _shape(size: int | Sequence[int]) -> Shape:
+    sizes = tuple(size) if isinstance(size, Sequence) else (size,)
+    for s in sizes:
+        if not isinstance(s, numbers.Integral) or isinstance(s, bool) or s < 1:
+            raise ValueError(f"a shape is an integer >= 1, or several of them, got {size!r}")
+    return tuple(int(s) for s in sizes)
+
+
+def _number(factor: Any) -> float:
+    if isinstance(factor, LinearMap):
+        raise ValueError("a map is multiplied by a number: A @ B composes two maps")
+    scalar = isinstance(factor, Tensor) and factor.ndim == 0 and not factor.is_complex()
+    boolean = isinstance(factor, bool) or (scalar and factor.dtype == torch.bool)
+    real = (scalar or isinstance(factor, numbers.Real)) and not boolean
+    try:
+        number = float(factor) if real else math.nan
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        got = _told(factor) if isinstance(factor, Tensor) and factor.ndim else repr(factor)
+        raise ValueError(f"a map is multiplied or divided by a real finite number, got {got}")
+    return number
 
 
 def _finer(a: torch.dtype | None, b: torch.dtype | None) -> torch.dtype | None:
     return torch.promote_types(a, b) if a and b else a or b
 
 
+def _normal(V: Tensor) -> Tensor:
+    """V without a graph, and fit for later gradients even if it comes from inference_mode."""
+    return V.clone() if V.is_inference() else V.detach()
+
+
+def _told(V: Tensor) -> str:
+    return f"{V.dtype} {tuple(V.shape)}"
+
+
 def _check_rows(V: Tensor, shape: Shape, name: str) -> None:
     if not isinstance(V, Tensor):
-        raise ValueError(f"{name} takes a tensor, got {type(V).__name__}")
+        hint = ": torch.from_numpy(V) makes one" if hasattr(V, "__array__") else ""
+        raise ValueError(f"{name} takes a tensor, got {type(V).__name__}{hint}")
+    if V.is_complex():
+        raise ValueError(f"{name} takes real rows, got {V.dtype}")
     if V.ndim == len(shape) + 1 and V.shape[1:] == shape and len(V) >= 1:
         return
     hint = ": give one direction as v[None]" if V.shape == shape else ""
@@ -130,35 +319,78 @@ def _check_rows(V: Tensor, shape: Shape, name: str) -> None:
     raise ValueError(f"{name} takes rows ({rows}), k >= 1, got {tuple(V.shape)}{hint}")
 
 
+def _copied(M: Any, name: str, takes: str) -> Tensor:
+    """A copy of M as a real and finite tensor that is not empty."""
+    try:
+        copied = _tensor(M)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name} takes {takes}: {error}") from error
+    if copied.is_complex() or 0 in copied.shape or not copied.isfinite().all():
+        raise ValueError(f"{name} takes {takes}, got {_told(copied)}")
+    return copied
+
+
+def _tensor(M: Any) -> Tensor:
+    if isinstance(M, list | tuple) and any(hasattr(row, "__array__") for row in M):
+        return torch.stack([_tensor(row) for row in M])
+    if hasattr(M, "__array__") and not isinstance(M, Tensor):
+        M = np.array(M, order="C")  # torch takes no negative strides
+    return torch.as_tensor(M).detach().to_dense().clone()
+
+
 def matrix(M: Any) -> LinearMap:
-    """The map v -> M v of a real matrix M (m, n): rows are (k, n) -> (k, m).
+    """The map v -> M v of a real matrix, its pull u -> M^T u.
 
-    Integers become the default float type. Raises ValueError unless M is two-dimensional, real
-    and finite.
+    Args:
+        M: (m, n), a tensor, an array, or a list of rows; copied. Integers become the default
+            float type.
+
+    Returns: a LinearMap, rows (k, n) -> (k, m), of M's dtype and device.
+    Raises ValueError unless M is two-dimensional, not empty, real and finite.
+
+    >>> A = mk.matrix([[1, 2], [3, 4]])
+    >>> A @ torch.tensor([1.0, -1.0])
+    tensor([-1., -1.])
+    >>> A.passes
+    Passes(push=1, pull=0)
     """
-    M = torch.as_tensor(M).detach()
-    M = M if M.is_floating_point() or M.is_complex() else M.to(torch.get_default_dtype())
-    if M.ndim != 2 or 0 in M.shape or M.is_complex() or not M.isfinite().all():
-        raise ValueError(f"matrix takes a real finite (m, n) array, got {M.dtype} {tuple(M.shape)}")
+    takes = "a real finite (m, n) array"
+    M = _copied(M, "matrix", takes)
+    if M.ndim != 2:
+        raise ValueError(f"matrix takes {takes}, got {_told(M)}")
+    M = M if M.is_floating_point() else M.to(torch.get_default_dtype())
     m, n = M.shape
-    return LinearMap(lambda V: V.to(M) @ M.T, lambda U: U.to(M) @ M, (n,), (m,), M.dtype, M.device)
+    A = LinearMap(
+        lambda V: V @ M.T.to(V.dtype), lambda U: U @ M.to(U.dtype), n, m, M.dtype, M.device
+    )
+    A.batch = BATCH
+    return A
 
 
-def mask(w: Tensor) -> LinearMap:
+def mask(w: Any) -> LinearMap:
     """The diagonal map v -> w * v on tensors of w's shape, its own transpose.
 
-    With w in {0, 1}: `mask(w) @ A` keeps the part of the output where w = 1. w is bool or real and
-    finite, else ValueError. Directions keep their own dtype and device.
+    With w in {0, 1}, `mask(w) @ A` keeps the part of the output where w = 1.
+
+    Args:
+        w: bool or real weights, of the shape of one direction; copied.
+
+    Returns: a LinearMap, rows (k, *w.shape) -> (k, *w.shape), of w's dtype, or of none where w is
+    bool or integer: then directions keep their own. They also keep their device.
+    Raises ValueError unless w is real, finite and not empty.
+
+    >>> mk.mask(torch.tensor([0.5, 2.0])).push(torch.tensor([[1, 1], [0, 3]]))
+    tensor([[0.5000, 2.0000],
+            [0.0000, 6.0000]])
     """
-    w = torch.as_tensor(w).detach()
-    if w.is_complex() or not w.isfinite().all():
-        raise ValueError("mask takes bool or finite real weights, of the shape of one direction")
-    dtype = w.dtype if w.is_floating_point() else None
+    w = _copied(w, "mask", "bool or finite real weights, of the shape of one direction")
 
     def scale(V: Tensor) -> Tensor:
-        return V * w.to(V)
+        return V * w.to(V.device)
 
-    return LinearMap(scale, scale, w.shape, w.shape, dtype)
+    D = LinearMap(scale, scale, w.shape, w.shape, w.dtype if w.is_floating_point() else None)
+    D.batch = BATCH
+    return D
 
 
 def check_adjoint(A: LinearMap, k: int = 4, seed: int = 0, tol: float | None = None) -> float:
@@ -166,12 +398,27 @@ def check_adjoint(A: LinearMap, k: int = 4, seed: int = 0, tol: float | None = N
     push and pull one linear map and its transpose.
 
     v is random, u = A v / |A v| plus a random unit vector, so that a pull wrong by one part in a
-    thousand shows. tol: default the square root of the dtype's eps (float32 3e-4). Raises
-    AssertionError beyond it. Costs k pushes and k pulls.
+    thousand shows.
+
+    Args:
+        A: the map.
+        k: how many pairs, >= 1.
+        seed: of the pairs.
+        tol: largest error allowed; default the square root of the dtype's eps (float32 3e-4).
+
+    Returns: the error, relative to the larger of |A v| |u| and |v| |A^T u|.
+    Raises AssertionError beyond tol and for NaN or infinity, ValueError for what is no LinearMap.
+    Costs k pushes and k pulls.
+
+    >>> mk.check_adjoint(mk.matrix([[1, 2], [3, 4]])) < 1e-6
+    True
     """
+    check_map(A)
     generator = torch.Generator().manual_seed(seed)
     V, W = (_unit(random_rows(A, k, shape, generator)) for shape in (A.in_shape, A.out_shape))
     AV = A.push(V)
+    if not AV.isfinite().all():
+        raise AssertionError("push gave NaN or infinity")
     U = _unit(AV) + W
     AtU = A.pull(U)
     v, u, Av, Atu = (X.reshape(k, -1).double() for X in (V, U, AV, AtU))
@@ -193,7 +440,12 @@ def _unit(V: Tensor) -> Tensor:
 
 
 def random_rows(A: LinearMap, k: int, shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    """k Gaussian rows (k, *shape) on A's device, the same on every device; float32 or finer."""
+    """k Gaussian rows (k, *shape) on A's device, the same on every device; float32 or finer.
+
+    >>> A = mk.matrix([[1, 2], [3, 4]])
+    >>> mk.maps.random_rows(A, 5, A.in_shape, torch.Generator().manual_seed(0)).shape
+    torch.Size([5, 2])
+    """
     dtype = torch.promote_types(A.dtype or torch.get_default_dtype(), torch.float32)
     rows = torch.randn(k, *shape, generator=generator, dtype=torch.float64)
     return rows.to(A.device or "cpu", dtype)

@@ -32,6 +32,7 @@ class Timed(LinearMap):
             return run
 
         super().__init__(timed(A.push), timed(A.pull), A.in_shape, A.out_shape, A.dtype, A.device)
+        self.batch = A.batch
 
     @property
     def seconds(self) -> float:
