@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,48 +11,61 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parameter import Parameter
 from torch.overrides import TorchFunctionMode
 
+from mathkit.linear import Conv, Geometry, convolve
 from mathkit.maps import LinearMap, Pass
+from mathkit.nodes import Op
+from mathkit.rules import Rule
+from mathkit.tape import Tape, read
 
 
-def jacobian(f: Pass, x: Tensor, chunk: int | str = "auto") -> LinearMap:
+def jacobian(f: Pass, x: Tensor, chunk: Any = "auto") -> LinearMap:
     """The Jacobian J of f at the point x, as a map that pushes and pulls and is never formed.
 
     f: (B, *in) -> (B, *out), batched with independent items; x: (1, *in), real and finite.
     push: v -> J v, how f(x) moves when x moves along v. pull: u -> J^T u, the gradient of <f, u>.
-    f runs once, here. A pull goes back through its graph; J^T u is linear in u, so a push goes
-    back through the pull (the transpose of the transpose), which spares the primal of forward mode.
-    Memory: that graph, plus `chunk` directions at a time whatever k is ("auto" picks by size; too
-    large for a GPU, it halves and goes on). One pass costs about one evaluation of f. On a GPU
-    float32 convolutions run in full here, not in TF32.
+    f runs once, here, under the caller's autocast. Where each of its operations has a rule, the
+    passes run through these (`mathkit.tape`) and autograd's graph is dropped. Else a pull goes back
+    through the graph; J^T u is linear in u, so a push goes back through the pull (the transpose of
+    the transpose), which spares the primal of forward mode.
+    Memory: that tape or graph, plus `chunk` directions at a time whatever k is ("auto" picks by
+    size; too large for a GPU, it halves and goes on). One pass costs at most about one evaluation
+    of f. No pass is rounded by autocast; on a GPU float32 convolutions with constant weights run
+    in full, not in TF32, unless inside `coarse()`.
 
     Results have x's device and dtype. Raises ValueError for a point without its batch axis, an f
-    that is not batched or whose value carries no gradient, and for values or derivatives that are
-    not finite.
+    that is not batched or whose value carries no gradient, a batch norm in training mode, and for
+    values or derivatives that are not finite.
     """
     _check_point(x)
-    x, h = _evaluate(f, x)
-    in_shape, out_shape = x.shape[1:], h.shape[1:]
-    size = Chunk(chunk, in_shape.numel() + out_shape.numel(), x.device.type)
-    graph: list[tuple[Tensor, Tensor]] = []
+    passes = _passes(f, x)
+    in_shape, out_shape = x.shape[1:], passes.out_shape[1:]
+    busy = Chunk.TAPED if isinstance(passes, Tape) else Chunk.BUSY
+    numbers = in_shape.numel() + math.prod(out_shape)
+    size = Chunk(chunk, numbers, x.device.type, busy)
+    like = torch.empty(0, dtype=x.dtype, device=x.device)
 
     def pull(U: Tensor) -> Tensor:
-        return size.over(lambda rows: _back(h, x, rows), U.to(x))
+        with _plain(like):
+            return size.over(passes.pull, U.to(like))
 
     def push(V: Tensor) -> Tensor:
-        if not graph:
-            graph.append(_transpose(h, x))
-        return size.over(lambda rows: _back(*graph[0], rows), V.to(x)).to(x)
+        with _plain(like):
+            return size.over(passes.push, V.to(like))
 
-    return LinearMap(push, pull, in_shape, out_shape, x.dtype, x.device)
+    J = LinearMap(push, pull, in_shape, out_shape, x.dtype, x.device)
+    J.batch = Chunk("auto", numbers, x.device.type, busy).size  # whatever chunk: one answer
+    return J
 
 
 def _check_point(x: Tensor) -> None:
     if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise ValueError(f"a point is a real floating-point tensor, got {type(x).__name__}")
+        found = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"a point is a real floating-point tensor, got {found}")
     if x.ndim < 1 or len(x) != 1:
         raise ValueError(
             f"a point has shape (1, *in), got {tuple(x.shape)}: one item x of a batch is x[None]"
@@ -59,52 +74,80 @@ def _check_point(x: Tensor) -> None:
         raise ValueError("the point x holds NaN or infinity")
 
 
-def _evaluate(f: Pass, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The leaf x and h = f(x) with its graph, in operations that can be differentiated twice."""
-    with (
-        torch.inference_mode(False), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), _Twice(),
-        _full_precision(),
-    ):  # fmt: skip
+def _passes(f: Pass, x: Tensor) -> Tape | Graph:
+    """f(x), in operations that can be differentiated twice, as a tape or else as its graph."""
+    with torch.inference_mode(False), torch.enable_grad(), _Twice():
         x = x.detach().clone().requires_grad_()
         h = f(x.clone())
+        _check_value(h)
+        # Here, for a checkpointed f runs again, the same way, when its graph is read.
+        return read(h, x, {_ConstantConv: _ConstantConv.rules}) or Graph(h, x)
+
+
+def _check_value(h: Any) -> None:
     if not isinstance(h, Tensor) or h.ndim < 1 or len(h) != 1:
         shape = tuple(h.shape) if isinstance(h, Tensor) else type(h).__name__
-        raise ValueError(f"f must be batched, (B, *in) -> (B, *out): f(x) for B = 1 gave {shape}")
+        hint = ": add .sample" if isinstance(getattr(h, "sample", None), Tensor) else ""
+        raise ValueError(
+            f"f must be batched, (B, *in) -> (B, *out): f(x) for B = 1 gave {shape}{hint}"
+        )
     if not h.isfinite().all():
         raise ValueError("f(x) holds NaN or infinity")
     if not h.requires_grad:
         raise ValueError("f(x) carries no gradient: f is constant, or detaches or runs in no_grad")
-    return x, h
 
 
-def _transpose(h: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The pull as a graph: J^T u and the leaf u it is linear in."""
-    with torch.inference_mode(False), torch.enable_grad(), _full_precision():
-        u = torch.zeros_like(h).requires_grad_()
-        (Jtu,) = torch.autograd.grad(h, x, u, create_graph=True, materialize_grads=True)
-    return Jtu, u
+@contextmanager
+def _plain(x: Tensor) -> Iterator[None]:
+    """Whatever mode the caller is in: no rounding by autocast, tensors that autograd can use."""
+    off = torch.autocast(x.device.type, enabled=False)
+    with torch.inference_mode(False), torch.no_grad(), off:
+        yield
+
+
+class Graph:
+    """The Jacobian of f at x through autograd's graph of h = f(x), which is kept."""
+
+    def __init__(self, h: Tensor, x: Tensor) -> None:
+        self.h, self.x, self.out_shape = h, x, tuple(h.shape)
+        self.transposed: tuple[Tensor, Tensor] | None = None
+
+    def pull(self, U: Tensor) -> Tensor:
+        return _back(self.h, self.x, U)
+
+    def push(self, V: Tensor) -> Tensor:
+        if self.transposed is None:
+            self.transposed = self._transpose()
+        return _back(*self.transposed, V).to(V)
+
+    def _transpose(self) -> tuple[Tensor, Tensor]:
+        """The pull as a graph: J^T u and the leaf u it is linear in."""
+        with torch.enable_grad(), _Twice():
+            u = torch.zeros_like(self.h).requires_grad_()
+            ends = get_gradient_edge(self.h), get_gradient_edge(self.x)
+            (Jtu,) = torch.autograd.grad(*ends, u, create_graph=True, allow_unused=True)
+            if Jtu is None or not (Jtu.requires_grad or Jtu.any()):
+                Jtu = torch.zeros_like(self.x) * u.sum()
+        return Jtu, u
 
 
 def _back(y: Tensor, leaf: Tensor, rows: Tensor) -> Tensor:
     """Rows of cotangents of y (1, *) -> rows of cotangents of leaf, through the kept graph."""
     several = len(rows) > 1
     weights = rows[:, None] if several else rows
-    with _full_precision():
+    # A checkpointed f runs again here: within the mode, which edges do not leave as tensors do.
+    with _Twice():
         (out,) = torch.autograd.grad(
-            y, leaf, weights, retain_graph=True, is_grads_batched=several, materialize_grads=True
+            get_gradient_edge(y),
+            get_gradient_edge(leaf),
+            weights,
+            retain_graph=True,
+            is_grads_batched=several,
+            allow_unused=True,
         )
+    if out is None:
+        return rows.new_zeros(len(rows), *leaf.shape[1:])
     return out[:, 0] if several else out
-
-
-@contextmanager
-def _full_precision() -> Iterator[None]:
-    """float32 convolutions in full: by default a GPU rounds them to TF32, too coarse for an SVD."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
 
 
 class Chunk:
@@ -112,18 +155,21 @@ class Chunk:
 
     # Numbers of one direction that keep a device busy: beyond them a batch only costs memory.
     BUSY = {"cpu": 2**15, "cuda": 2**22}
+    TAPED = {"cpu": 2**17, "cuda": 2**22}
 
-    def __init__(self, size: int | str, numbers: int, device: str) -> None:
+    def __init__(
+        self, size: Any, numbers: int, device: str, busy: dict[str, int] | None = None
+    ) -> None:
         if size == "auto":
-            size = max(1, self.BUSY.get(device, 2**18) // numbers)
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise ValueError(f'chunk is "auto" or an integer >= 1, got {size!r}')
-        self.size = size
+            size = max(1, (busy or self.BUSY).get(device, 2**18) // numbers)
+        self.size = _count(size)
 
     def over(self, one_pass: Pass, rows: Tensor) -> Tensor:
         """one_pass on at most `size` rows at a time; raises ValueError on a result not finite."""
-        out = torch.cat(list(self._parts(one_pass, rows)))
-        if not out.isfinite().all():
+        parts = list(self._parts(one_pass, rows))
+        out = parts[0] if len(parts) == 1 else torch.cat(parts)
+        # A sum tells quickly; only one that overflows needs the longer look.
+        if not out.sum().isfinite() and not out.isfinite().all():
             raise ValueError(
                 "the derivative is not finite: NaN in the direction, or a square root, norm or "
                 "division at 0 inside f at this point"
@@ -144,20 +190,45 @@ class Chunk:
             yield part
 
 
+def _count(size: Any) -> int:
+    try:
+        count = 0 if isinstance(size, bool) else operator.index(size)
+    except TypeError:
+        count = 0
+    if count < 1:
+        raise ValueError(f'chunk is "auto" or an integer >= 1, got {size!r}')
+    return count
+
+
 class _Twice(TorchFunctionMode):
     """Runs f in operations whose second derivative is cheap and can be batched."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if args and func in (
-            F.group_norm,
-            torch.group_norm,
-        ):  # strided input breaks its batched pull
+        kwargs = kwargs or {}
+        if func in (F.batch_norm, torch.batch_norm):
+            _check_batch_norm(*args, **kwargs)
+        if args and func in (F.group_norm, torch.group_norm):
+            # strided input breaks its batched pull
             args = (args[0].contiguous(), *args[1:])
+        if func is F.scaled_dot_product_attention:
+            return torch.ops.aten._scaled_dot_product_attention_math(*args, **kwargs)[0]
+        if func is F.multi_head_attention_forward:
+            with sdpa_kernel(SDPBackend.MATH):
+                return func(*args, **kwargs)
         if func is F.conv2d and not kwargs and len(args) == 7 and _constant(*args):
-            return _ConstantConv.apply(*args)
-        return func(*args, **(kwargs or {}))
+            x, weight, bias, *geometry = args
+            return _ConstantConv.apply(x, weight, bias, tuple(geometry), x.shape[2:], False)
+        return func(*args, **kwargs)
+
+
+def _check_batch_norm(*args: Any, training: bool = False, **rest: Any) -> None:
+    if args[5] if len(args) > 5 else training:
+        raise ValueError(
+            "a batch norm in f is in training mode: its items are not independent and its running "
+            "statistics would move; call .eval() on the network"
+        )
 
 
 def _constant(x: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) -> bool:
@@ -168,35 +239,46 @@ def _constant(x: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) ->
 
 
 class _ConstantConv(torch.autograd.Function):
-    """conv2d whose second derivative skips the unused gradient of the weights.
+    """conv2d, or its transpose, whose second derivative skips the unused one of the weights.
 
-    torch computes that gradient always, and it is more than half of a push.
+    torch computes that gradient always, and it is more than half of a push. Each of the two is the
+    other's derivative. On a GPU neither is rounded to TF32.
     """
 
-    generate_vmap_rule = True
-
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) -> Tensor:
-        return F.conv2d(x, weight, bias, *geometry)
+    def forward(
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        geometry: Geometry,
+        size: Any,
+        transposed: bool,
+    ) -> Tensor:
+        return convolve(x, weight, geometry, size, transposed, bias=bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
-        x, weight, _, *geometry = inputs
+        _, weight, _, *ctx.how = inputs
         ctx.save_for_backward(weight)
         ctx.save_for_forward(weight)
-        ctx.geometry, ctx.size = geometry, x.shape[2:]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        (weight,) = ctx.saved_tensors
-        stride, pad, dilation, groups = ctx.geometry
-        sizes = zip(
-            ctx.size, grads[0].shape[2:], weight.shape[2:], stride, pad, dilation, strict=True
-        )
-        rest = [n - ((o - 1) * s - 2 * p + d * (w - 1) + 1) for n, o, w, s, p, d in sizes]
-        dx = F.conv_transpose2d(grads[0], weight, None, stride, pad, rest, groups, dilation)
-        return dx, *(None,) * 6
+        (weight,), (geometry, size, transposed) = ctx.saved_tensors, ctx.how
+        back = _ConstantConv.apply(grads[0], weight, None, geometry, size, not transposed)
+        return back, *(None,) * 5
 
     @staticmethod
     def jvp(ctx: Any, dx: Tensor, *rest: None) -> Tensor:
-        return F.conv2d(dx, ctx.saved_tensors[0], None, *ctx.geometry)
+        return _ConstantConv.apply(dx, ctx.saved_tensors[0], None, *ctx.how)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, x: Tensor, *rest: Any) -> tuple[Tensor, int]:
+        images = x.movedim(in_dims[0], 0)
+        out = _ConstantConv.apply(images.flatten(0, 1), *rest)
+        return out.unflatten(0, images.shape[:2]), 0
+
+    @staticmethod
+    def rules(op: Op) -> list[Rule]:
+        (weight,), (geometry, size, transposed) = op.node.saved_tensors, op.node.how
+        return [Conv(weight.detach(), geometry, size, transposed)]

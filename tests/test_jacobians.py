@@ -1,14 +1,20 @@
 """Jacobians against finite differences, forward mode, closed forms and the adjoint identity."""
 
+import inspect
 import math
+import subprocess
+import sys
+import threading
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 import mathkit as mk
-from mathkit import jacobians
+from mathkit import jacobians, linear, tape
+from mathkit.tape import Tape
 
 f64 = pytest.mark.usefixtures("float64")
 
@@ -187,40 +193,54 @@ def test_jacobian_inside_no_grad_and_inference_mode(mode):
         torch.testing.assert_close(A.pull(torch.ones(2, 3)), x.cos().expand(2, 3))
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 3, 64])
-def test_no_more_than_chunk_directions_at_once(chunk, monkeypatch):
-    seen, back = [], jacobians._back
-    monkeypatch.setattr(jacobians, "_back", lambda y, x, r: seen.append(len(r)) or back(y, x, r))
+@pytest.fixture(params=["tape", "graph"])
+def sizes(request, monkeypatch):
+    """How many directions each pass takes, by either way; `sizes.limit` is the memory there is."""
+
+    class Sizes(list):
+        limit = math.inf
+
+    seen = Sizes()
+
+    def watch(owner, name):
+        run = getattr(owner, name)
+
+        def watched(*args):
+            seen.append(len(args[-1]))
+            if len(args[-1]) > seen.limit:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return run(*args)
+
+        monkeypatch.setattr(owner, name, watched)
+
+    if request.param == "graph":
+        monkeypatch.setattr(jacobians, "read", lambda *call: None)
+        watch(jacobians, "_back")
+    else:
+        mk.jacobian(torch.sin, torch.zeros(1, 4))  # compared with autograd before we count
+        watch(Tape, "push"), watch(Tape, "pull")
+    return seen
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 64, np.int64(2)])
+def test_no_more_than_chunk_directions_at_once(chunk, sizes):
     A = mk.jacobian(torch.sin, torch.zeros(1, 4), chunk=chunk)
     torch.testing.assert_close(A.push(torch.eye(4).repeat(2, 1)), torch.eye(4).repeat(2, 1))
-    assert max(seen) == min(chunk, 8) and sum(seen) == 8
+    assert max(sizes) == min(chunk, 8) and sum(sizes) == 8
 
 
-def test_chunks_halve_when_memory_runs_out_and_the_result_is_whole(monkeypatch):
-    seen, back = [], jacobians._back
-
-    def small_gpu(y, x, r):
-        seen.append(len(r))
-        if len(r) > 3:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return back(y, x, r)
-
-    monkeypatch.setattr(jacobians, "_back", small_gpu)
+def test_chunks_halve_when_memory_runs_out_and_the_result_is_whole(sizes):
     A = mk.jacobian(torch.sin, torch.zeros(1, 4), chunk=16)
-    V = torch.randn(9, 4)
+    V, sizes.limit = torch.randn(9, 4), 3
     torch.testing.assert_close(A.push(V), V)
-    assert seen == [9, 4, 2, 2, 2, 2, 1]
-    seen.clear()
+    assert sizes == [9, 4, 2, 2, 2, 2, 1]
+    sizes.clear()
     torch.testing.assert_close(A.pull(V[:4]), V[:4])
-    assert seen == [2, 2]
+    assert sizes == [2, 2]
 
 
-def test_out_of_memory_for_one_direction_is_said(monkeypatch):
-    def no_memory(*call):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    A = mk.jacobian(torch.sin, torch.zeros(1, 4))
-    monkeypatch.setattr(jacobians, "_back", no_memory)
+def test_out_of_memory_for_one_direction_is_said(sizes):
+    A, sizes.limit = mk.jacobian(torch.sin, torch.zeros(1, 4)), 0
     with pytest.raises(torch.OutOfMemoryError):
         A.push(torch.randn(3, 4))
 
@@ -240,7 +260,7 @@ def test_a_point_without_its_batch_axis(shape):
 def test_points_that_are_no_points():
     with pytest.raises(ValueError, match="NaN"):
         mk.jacobian(torch.sin, torch.tensor([[math.nan]]))
-    with pytest.raises(ValueError, match="floating-point"):
+    with pytest.raises(ValueError, match="floating-point.*got torch.int64"):
         mk.jacobian(torch.sin, torch.zeros(1, 3, dtype=torch.int64))
     with pytest.raises(ValueError, match="floating-point"):
         mk.jacobian(torch.sin, [[1.0]])
@@ -271,32 +291,165 @@ def test_a_derivative_that_is_not_finite_is_never_silent():
         mk.jacobian(torch.sin, torch.ones(1, 3)).push(torch.full((1, 3), math.nan))
 
 
-def test_convolutions_are_whole_in_every_pass_and_the_setting_comes_back():
+def test_an_output_object_and_a_batch_norm_that_learns(tiny_unet_double):
+    x = torch.randn(1, 3, 16, 16, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"UNet2DOutput: add \.sample"):
+        mk.jacobian(lambda y: tiny_unet_double(y, 200), x)
+    norm = nn.BatchNorm2d(3).double().train()
+    for f in (norm, lambda y: F.batch_norm(y, None, None, training=True)):
+        with pytest.raises(ValueError, match="batch norm.*training"):
+            mk.jacobian(f, x)
+    assert norm.num_batches_tracked <= 1 and torch.equal(
+        norm.running_mean, torch.zeros_like(x[0, :, 0, 0])
+    )
+
+
+# --- ways of running f ------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["tape", "graph"])
+def way(request, monkeypatch):
+    if request.param == "graph":
+        monkeypatch.setattr(jacobians, "read", lambda *call: None)
+    return request.param
+
+
+GRAPH = {"weights from x", "max pool", "fft"}
+
+
+@f64
+@pytest.mark.parametrize("name", CASES)
+def test_which_cases_have_a_tape(name):
+    passes = jacobians._passes(CASES[name](), torch.randn(1, 4, 8, 8))
+    assert isinstance(passes, jacobians.Graph if name in GRAPH else Tape)
+
+
+@f64
+@pytest.mark.parametrize("name", CASES)
+def test_every_case_without_its_tape(name, monkeypatch):
+    f, x = CASES[name](), torch.randn(1, 4, 8, 8)
+    A = mk.jacobian(f, x)
+    monkeypatch.setattr(jacobians, "read", lambda *call: None)
+    B = mk.jacobian(f, x)
+    V, U = rows(3, A.in_shape), rows(3, A.out_shape)
+    torch.testing.assert_close(A.push(V), B.push(V), rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(A.pull(U), B.pull(U), rtol=1e-11, atol=1e-12)
+    assert mk.check_adjoint(B) < 1e-13
+
+
+def test_a_checkpointed_unet(tiny_unet_double, way):
+    x = torch.randn(1, 3, 16, 16, dtype=torch.float64)
+    f, V = (lambda y: tiny_unet_double(y, 200).sample), rows(2, (3, 16, 16), torch.float64)
+    plain = mk.jacobian(f, x)
+    expected = plain.push(V), plain.pull(V)
+    tape._trusted.clear()
+    tiny_unet_double.enable_gradient_checkpointing()
+    assert isinstance(jacobians._passes(f, x), Tape) is (way == "tape")
+    A = mk.jacobian(f, x)
+    torch.testing.assert_close(A.push(V), expected[0], rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(A.pull(V), expected[1], rtol=1e-11, atol=1e-12)
+
+
+def test_passes_are_not_rounded_by_autocast(tiny_unet, way):
+    x, V = torch.randn(1, 3, 16, 16), torch.randn(2, 3, 16, 16)
+    f = lambda y: tiny_unet(y, 200).sample  # noqa: E731
+    A = mk.jacobian(f, x)
+    expected = A.push(V), A.pull(V)
+    B = mk.jacobian(f, x)
+    with torch.autocast("cpu", torch.bfloat16):
+        for run, answer in zip((B.push, B.pull), expected, strict=True):
+            torch.testing.assert_close(run(V), answer, rtol=1e-4, atol=1e-5)
+        C = mk.jacobian(f, x)
+        for run, answer in zip((C.push, C.pull), expected, strict=True):
+            found = run(V)
+            assert found.dtype == torch.float32 and (found - answer).norm() < 0.1 * answer.norm()
+
+
+def test_jacobian_of_a_unet_inside_inference_mode(tiny_unet_double, bottleneck, way):
+    f = bottleneck(tiny_unet_double, 500)
+    x, V = (torch.randn(n, 3, 16, 16, dtype=torch.float64) for n in (1, 2))
+    expected = mk.jacobian(f, x).push(V)
+    with torch.inference_mode():
+        A = mk.jacobian(f, x.clone())
+        torch.testing.assert_close(A.push(V.clone()), expected)
+        assert mk.check_adjoint(A) < 1e-13
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_jacobian_of_a_compiled_function(way):
+    def f(x):
+        return (F.silu(x) @ torch.ones(3, 2)).tanh()
+
+    x = torch.randn(1, 3)
+    A = mk.jacobian(torch.compile(f, backend="eager"), x)
+    torch.testing.assert_close(A.dense(), torch.func.jacrev(f)(x)[0, :, 0])
+
+
+SETTINGS = """
+import torch, mathkit as mk
+x, conv = torch.randn(1, 2, 5, 5), torch.nn.Conv2d(2, 3, 3)
+moving = lambda x: torch.nn.functional.max_pool2d(conv(x), 2)
+for owner in (torch.backends.cudnn.conv, torch.backends):
+    owner.fp32_precision = "ieee"
+    for f in (conv, moving):
+        mk.check_adjoint(mk.jacobian(f, x))
+    assert owner.fp32_precision == "ieee"
+"""
+
+
+def test_jacobian_beside_the_new_settings_of_precision():
+    done = subprocess.run([sys.executable, "-c", SETTINGS], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.fixture
+def cudnn(monkeypatch):
+    """cuDNN's convolutions played on the CPU: what each was told about TF32."""
+    told = []
+
+    def conv(x, w, pad, stride, dilation, groups, benchmark, deterministic, allow_tf32):
+        told.append(allow_tf32)
+        return F.conv2d(x, w, None, stride, pad, dilation, groups)
+
+    def transpose(x, w, pad, rest, stride, dilation, groups, benchmark, deterministic, allow_tf32):
+        told.append(allow_tf32)
+        return F.conv_transpose2d(x, w, None, stride, pad, rest, groups, dilation)
+
+    for fake, name in ((conv, "cudnn_convolution"), (transpose, "cudnn_convolution_transpose")):
+        real = getattr(torch.ops.aten, name)
+        assert len(real.default._schema.arguments) == len(inspect.signature(fake).parameters)
+        monkeypatch.setattr(torch.ops.aten, name, fake)
+    monkeypatch.setattr(linear, "by_cudnn", lambda x: True)
+    return told
+
+
+def test_float32_convolutions_on_a_gpu_are_whole_unless_coarse(cudnn, way):
+    f, x = nn.Sequential(conv(padding=1), nn.SiLU(), conv(stride=2)), torch.randn(1, 4, 8, 8)
+    A = mk.jacobian(f, x)
+    assert cudnn and not any(cudnn), "f itself, and the tape's comparison with autograd"
+    V, U = rows(2, A.in_shape), rows(2, A.out_shape)
+    cudnn.clear()
+    exact = A.push(V), A.pull(U)
+    assert len(cudnn) >= 4 and not any(cudnn)
+    cudnn.clear()
+    with linear.coarse():
+        found = A.push(V), A.pull(U)
+    assert all(cudnn) if way == "tape" else not any(cudnn)
+    torch.testing.assert_close(found, exact)
+    torch.testing.assert_close(
+        exact[0], torch.func.vmap(lambda v: torch.func.jvp(f, (x,), (v[None],))[1][0])(V)
+    )
+
+
+def test_coarse_is_for_one_thread_and_float32(cudnn):
     seen = []
-
-    class Watched(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            seen.append(torch.backends.cudnn.allow_tf32)
-            return x * 2
-
-        @staticmethod
-        def backward(ctx, g):
-            return Watched.apply(g)
-
-    before = torch.backends.cudnn.allow_tf32
-    try:
-        for setting in (True, False):
-            torch.backends.cudnn.allow_tf32 = setting
-            A = mk.jacobian(Watched.apply, torch.ones(1, 3))
-            for run in (A.pull, A.push):
-                assert torch.equal(run(torch.ones(1, 3)), torch.full((1, 3), 2.0))
-            with pytest.raises(ValueError, match="not finite"):
-                A.push(torch.full((1, 3), math.nan))
-            assert torch.backends.cudnn.allow_tf32 is setting
-        assert len(seen) > 6 and not any(seen)
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
+    with linear.coarse():
+        other = threading.Thread(target=lambda: seen.append(linear._coarse.get()))
+        other.start(), other.join()
+        assert linear._coarse.get() and seen == [False]
+        f, x = conv().double(), torch.randn(1, 4, 8, 8, dtype=torch.float64)
+        mk.jacobian(f, x).push(x)
+    assert not cudnn and not linear._coarse.get()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
