@@ -153,8 +153,8 @@ def build(
         "prompt": p.prompt, "precision": str(p.dtype).removeprefix("torch."), "map": map, "k": k,
         "tol": tol, "seed": seed,
         "samples": [operator.index(i) for i in samples], "times": nearest(p, times, steps),
-        "steps": steps, "threads": threads, "chunk": 1, "dtype": dtype, "device": p.device.type,
-        "torch": torch.__version__,
+        "steps": steps, "threads": threads, "chunk": "auto", "dtype": dtype,
+        "device": p.device.type, "torch": torch.__version__,
     }  # fmt: skip
     if isinstance(p, TextModel):
         settings |= {"guidance": p.guidance, "negative": p.negative}

@@ -18,7 +18,7 @@ from .jacobians import jacobian
 from .maps import LinearMap
 from .models import Model
 from .puppets import STRANGER
-from .spectral import SVD, svd
+from .spectral import SVD, any_of_equals, svd
 
 TRIED = 6
 SPAN = 10  # directions of h in the span on which a carried one is projected
@@ -171,6 +171,7 @@ def local_directions(p: Model, case: Cases, kind: str, masked: bool, k: int) -> 
 
 
 @functools.lru_cache(maxsize=16)
+@any_of_equals()  # where the k-th and the next are stretched alike, either may be projected out
 def rest_svd(p: Model, case: Cases, k: int) -> SVD:
     """`svd` of rank k of the Jacobian of the posterior mean outside the region at x_t."""
     return svd(outside(case) @ mean_map(p, case), k)
