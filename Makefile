@@ -66,6 +66,7 @@ test: check
 
 test-full: check
 	$(PYTEST) -m "patient or notebook or browser or slow"
+	$(PY) tests/sweep.py
 
 bench: $(BOOK)
 	@$(PY) -m book.build bench $(NAME)
