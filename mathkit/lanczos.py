@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -27,30 +27,24 @@ class Krylov:
     """Orthonormal rows V and U between which A is a small matrix H, and what lies next.
 
     A v_j = sum_i H_ij u_i and A^T u_j = sum_i (H_ji + slip_ij) v_i + sum_l coupling_lj pending_l.
-    V (s, n) and U (s, m) after s directions; H, slip (s, s) and coupling (p, s) in float64 on the
-    CPU. pending (p, n): orthonormal rows outside V, one for each start. slip: how far pull is from
-    push's transpose, by rounding or by a fault. With one start H is bidiagonal, as in chapter 12.
+    V (s rows of n numbers) and U (of m) after s directions; H, slip (s, s) and coupling (p, s) in
+    float64 on the CPU. pending (p, n): orthonormal rows outside V, one for each start. slip: how
+    far pull is from push's transpose, by rounding or by a fault. With one start H is bidiagonal, as
+    in chapter 12.
     """
 
     def __init__(self, A: LinearMap, starts: int, seed: int) -> None:
         """A must not have more inputs than outputs: then U always has room."""
         self.A, self.generator = A, torch.Generator().manual_seed(seed)
         self.n, self.m = math.prod(A.in_shape), math.prod(A.out_shape)
-        self._V, self._U = (Rows(random_rows(A, 0, (d,), self.generator)) for d in (self.n, self.m))
-        self.pending = self.V
+        none = [random_rows(A, 0, (size,), self.generator) for size in (self.n, self.m)]
+        self.V, self.U = map(Rows, none)
+        self.pending = none[0]
         self.H = self.slip = self.coupling = torch.zeros(0, 0, dtype=torch.float64)
         self.unit, self.longest = 0.0, 0.0
         self.passes = Passes(0, 0)
         self.starts = 0
         self.start(starts)
-
-    @property
-    def V(self) -> Tensor:
-        return self._V.rows
-
-    @property
-    def U(self) -> Tensor:
-        return self._U.rows
 
     @property
     def size(self) -> int:
@@ -71,7 +65,7 @@ class Krylov:
         count = min(count, self.room)
         if count > 0:
             rows = random_rows(self.A, count, (self.n,), self.generator)
-            self._pend(outside(rows, self.V, self.pending)[1], torch.zeros(count, self.size))
+            self._pend(outside(rows, *self.V, self.pending)[1], torch.zeros(count, self.size))
             self.starts += count
         return count
 
@@ -79,17 +73,17 @@ class Krylov:
         """One push and one pull along the orthonormal combinations c (b, p) of what is pending."""
         v, known = self._take(c)
         # chapter 12's u: A v less what U has of it, to length 1; R is the length, h what U has
-        (h,), u, R = self._orthonormal(self._push(v), self.m, self.U)
-        self._V.add(v)
-        self._U.add(u)
-        s, b = self.size, len(c)
+        parts, u, R = self._orthonormal(self._push(v), self.m, *self.U)
+        self.V.add(v)
+        self.U.add(u)
+        s, b, h = self.size, len(c), torch.cat(parts, 1)
         self.H = _padded(self.H, b, b)
         self.H[:s, s:], self.H[s:, s:] = h.T, R.T
         self.slip = _padded(self.slip, b, 0)
         self.slip[s:] = known - h
         # chapter 12's v: A^T u less what V has of it; it waits in `pending` for its turn
-        (g, d), w, R = self._orthonormal(self._pull(u), self.n, self.V, self.pending)
-        self.slip = torch.cat([self.slip, g.T - self.H[s:].T], 1)
+        (*parts, d), w, R = self._orthonormal(self._pull(u), self.n, *self.V, self.pending)
+        self.slip = torch.cat([self.slip, torch.cat(parts, 1).T - self.H[s:].T], 1)
         self.coupling = torch.cat([self.coupling, d.T], 1)
         added = torch.cat([torch.zeros(len(w), s), R.T], 1) if len(w) else R.new_zeros(0, s + b)
         self._pend(w, added)
@@ -97,8 +91,8 @@ class Krylov:
     def peek(self, c: Tensor) -> Tensor:
         """The singular values that A has on V and on c of what is pending: pushes, no pull."""
         rows = c.to(self.pending) @ self.pending
-        (h,), _, R = self._orthonormal(self._push(rows), self.m, self.U)
-        corner = torch.cat([h.T, R.T])
+        parts, _, R = self._orthonormal(self._push(rows), self.m, *self.U)
+        corner = torch.cat([*parts, R], 1).T
         return torch.linalg.svdvals(torch.cat([_padded(self.H, len(c), 0), corner], 1))
 
     def ritz(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -239,26 +233,19 @@ class Search:
         return True
 
     def _guard(self, space: Krylov) -> bool:
-        """Whether a look where the search has looked least leaves the top k as they are.
+        """Whether a push of all that is pending leaves the top k as they are.
 
         Directions that have converged bring in nothing new, so a copy that they miss must be looked
-        for on purpose: a step along the pending row that the top k feel least, one along what that
-        brings, then a push of what is pending. In blocks all starts have come equally far, and the
-        push is enough.
+        for on purpose. What the looking brings in is kept.
         """
+        if space.whole:
+            return True
         before = space.ritz()[1][: self.k]
-        if self.width == 1:
-            space.step(ignored(space, self.k))
-            if not space.whole:
-                space.step(space.newest())
-        if not space.whole:
-            alone = self.width == 1 and space.starts == STARTS
-            count = 1 if alone else len(space.pending)
-            after = space.peek(space.newest(count))
-            if _rise(before, after) > self.tol:
-                space.step(space.newest(count))
-                return False
-        return _rise(before, space.ritz()[1]) <= self.tol and residual(space, self.k) <= self.aim
+        ahead = space.newest(len(space.pending))
+        if _rise(before, space.peek(ahead)) <= self.tol:
+            return True
+        space.step(ahead)
+        return False
 
 
 def residual(space: Krylov, k: int) -> float:
@@ -284,11 +271,6 @@ def towards(space: Krylov, k: int, tol: float, count: int) -> Tensor:
     return torch.linalg.svd(felt)[0].T[:count].contiguous()
 
 
-def ignored(space: Krylov, k: int) -> Tensor:
-    """The combination of what is pending that the top k feel least."""
-    return torch.linalg.svd(space.ritz()[3][:, :k])[0].T[-1:].contiguous()
-
-
 def crowd(space: Krylov, k: int, tol: float) -> float | None:
     """Whether a value may come more often than it was found: (s / s_(k+1))^2 - 1 for the least
     such value s, else None.
@@ -299,7 +281,7 @@ def crowd(space: Krylov, k: int, tol: float) -> float | None:
     """
     p = space.starts
     _, S, _, rest = space.ritz()
-    r = rest.norm(dim=0) + 4 * len(S) ** 0.5 * torch.finfo(space.V.dtype).eps * S[0]
+    r = rest.norm(dim=0) + 4 * len(S) ** 0.5 * torch.finfo(space.pending.dtype).eps * S[0]
     steps = -S[:k].diff()
     for i in reversed(range(k - p)):
         alike = (S - r)[i : i + p].max() <= (S + r)[i : i + p].min()
@@ -329,18 +311,48 @@ def _patience(size: int, ratio: float) -> int:
 
 
 class Rows:
-    """Rows added a few at a time, in storage that grows by half."""
+    """Rows added a few at a time, in blocks: growing copies nothing."""
 
-    def __init__(self, rows: Tensor) -> None:
-        self.rows = self.store = rows
+    BLOCK, COLUMNS = 32, 4096
+
+    def __init__(self, none: Tensor) -> None:
+        """none: (0, size)."""
+        self.blocks, self.room = [none], 0  # room: rows of the last block not filled yet
+
+    def __len__(self) -> int:
+        return sum(map(len, self.blocks)) - self.room
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """The blocks, as far as they are filled."""
+        yield from self.blocks[:-1]
+        last = self.blocks[-1]
+        yield last[: len(last) - self.room]
 
     def add(self, rows: Tensor) -> None:
-        old, new = len(self.rows), len(self.rows) + len(rows)
-        if new > len(self.store):
-            more = max(16, old // 2, len(rows))
-            self.store = torch.cat([self.rows, rows.new_empty(more, rows.shape[1])])
-        self.store[old:new] = rows
-        self.rows = self.store[:new]
+        while len(rows):
+            if not self.room:
+                self.room = max(self.BLOCK, len(rows))
+                self.blocks.append(rows.new_empty(self.room, rows.shape[1]))
+            now, rows = rows[: self.room], rows[self.room :]
+            at = len(self.blocks[-1]) - self.room
+            self.blocks[-1][at : at + len(now)] = now
+            self.room -= len(now)
+
+    def become(self, c: Tensor) -> Tensor:
+        """c @ rows, at most as many, written over the first of them; none are left."""
+        kept: list[Tensor] = []  # no view of a block that is to go, not even an empty one
+        for block in self:
+            if left := len(c) - sum(map(len, kept)):
+                kept.append(block[:left])
+        del block
+        for start in range(0, kept[0].shape[1], self.COLUMNS):
+            part = slice(start, start + self.COLUMNS)
+            new = c.to(kept[0]) @ torch.cat([block[:, part] for block in self])
+            for rows, old in zip(new.split([len(rows) for rows in kept]), kept, strict=True):
+                old[:, part] = rows
+        del old
+        self.blocks, self.room = [kept[0].new_empty(0, kept[0].shape[1])], 0
+        return torch.cat(kept)
 
 
 def outside(Y: Tensor, *spans: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:

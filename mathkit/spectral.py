@@ -217,13 +217,13 @@ def _plainly(A: LinearMap) -> Iterator[None]:
 
 
 def _width(A: LinearMap, k: int) -> int:
-    """Rows a step: more of them mean more passes in fewer calls.
+    """Rows a step, one for each start at least: more mean more passes in fewer calls.
 
     On a GPU a call costs nearly the same whatever it carries. On a CPU two rows together save a
     quarter, four a third, which pays where k is large.
     """
     on_cpu = torch.device(A.device or "cpu").type == "cpu"
-    return min(A.batch, (4 if k >= 16 else 2) if on_cpu else k + 3)
+    return max(STARTS, min(A.batch, (4 if k >= 16 else STARTS) if on_cpu else k + 3))
 
 
 def _rounds(A: LinearMap) -> bool:
@@ -265,7 +265,7 @@ def _searched(A: LinearMap, search: Search, seed: int) -> tuple[str, SVD]:
     problem = search.run(space)
     P, S, Q, rest = space.ritz()
     rest = torch.cat([rest, space.slip @ P])[:, :k]
-    U, V = P[:, :k].T.to(space.U) @ space.U, Q[:k].to(space.V) @ space.V
+    U, V = space.U.become(P[:, :k].T), space.V.become(Q[:k])
     passes = space.passes
     if n > m:
         U, V, passes = V, U, Passes(passes.pull, passes.push)
@@ -330,8 +330,8 @@ def _gap(S: Tensor, k: int, rest: Tensor, square: bool, dtype: torch.dtype) -> t
 def _finish(A: LinearMap, U: Tensor, S: Tensor, V: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Signs by the largest entry of V, zeros past the numerical rank, shapes of A."""
     k, size = len(S), max(U.shape[1], V.shape[1])
-    largest = V.gather(1, V.abs().argmax(dim=1, keepdim=True))
-    sign = torch.where(largest < 0, -1.0, 1.0).to(V)
+    low, high = V.aminmax(dim=1, keepdim=True)
+    sign = torch.where(-low > high, -1.0, 1.0).to(V)
     S = torch.where(S > 4 * size**0.5 * torch.finfo(S.dtype).eps * S[0], S, 0.0)
     return (sign * U).reshape(k, *A.out_shape), S, (sign * V).reshape(k, *A.in_shape)
 

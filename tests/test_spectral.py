@@ -278,15 +278,12 @@ def test_nothing_is_missed_in_families_of_equal_values(copies, rest, seed):
 
 
 @f64
-def test_what_the_guard_costs(monkeypatch):
+def test_the_guard_costs_a_push_of_what_is_pending(monkeypatch):
     A = mk.matrix(planted(80, 70, GEOMETRIC))
-    full = {}
-    for A.batch in (1, 2):
-        full[A.batch] = mk.svd(A, 3).passes
+    full = mk.svd(A, 3).passes
     monkeypatch.setattr(lanczos.Search, "_guard", lambda self, space: True)
-    for A.batch, push, pull in ((1, 3, 2), (2, 2, 0)):  # in blocks a push of what is pending
-        bare = mk.svd(A, 3).passes
-        assert full[A.batch] == (bare.push + push, bare.pull + pull)
+    bare = mk.svd(A, 3).passes
+    assert full == (bare.push + lanczos.STARTS, bare.pull)
 
 
 @f64
@@ -528,7 +525,7 @@ class Settled:
 
     def __init__(self, values, left, starts=2):
         self.S, self.starts, self.size = torch.tensor(values), starts, len(values)
-        self.V, self.rest = torch.zeros(0), torch.diag(torch.tensor(left))
+        self.pending, self.rest = torch.zeros(0), torch.diag(torch.tensor(left))
 
     def ritz(self):
         return torch.eye(self.size), self.S, torch.eye(self.size), self.rest
@@ -640,7 +637,8 @@ def test_between_its_rows_the_map_is_the_small_matrix(m, n, width):
     space = lanczos.Krylov(mk.matrix(M), width, seed=0)
     while not space.whole:
         space.step(space.newest(min(width, len(space.pending))))
-        V, U, W, c = space.V, space.U, space.pending, space.unit
+        V, U = torch.cat(list(space.V)), torch.cat(list(space.U))
+        W, c = space.pending, space.unit
         torch.testing.assert_close(V @ M.T, c * space.H.T @ U)
         torch.testing.assert_close(
             U @ M, c * ((space.H.T + space.slip).T @ V + space.coupling.T @ W)
@@ -650,6 +648,27 @@ def test_between_its_rows_the_map_is_the_small_matrix(m, n, width):
         torch.testing.assert_close(U @ U.T, torch.eye(len(U)))
         assert space.slip.abs().max() < 1e-12
     torch.testing.assert_close(c * space.ritz()[1], torch.linalg.svdvals(M))
+
+
+@f64
+def test_rows_are_kept_in_blocks_and_become_their_combinations(monkeypatch):
+    monkeypatch.setattr(lanczos.Rows, "BLOCK", 4)
+    monkeypatch.setattr(lanczos.Rows, "COLUMNS", 7)
+    for counts in ([1, 1, 1], [3, 3, 3, 3], [9, 2], [4, 4], [6, 1]):
+        rows, C = torch.randn(sum(counts), 23), torch.randn(min(5, sum(counts)), sum(counts))
+        kept = lanczos.Rows(torch.zeros(0, 23))
+        for part in rows.split(counts):
+            kept.add(part)
+        assert len(kept) == len(rows) and torch.equal(torch.cat(list(kept)), rows)
+        torch.testing.assert_close(kept.become(C), C @ rows)
+        assert len(kept) == 0
+
+
+@f64
+@pytest.mark.parametrize("m, n", [(60, 50), (40, 70)])
+def test_a_search_of_several_blocks_of_rows(m, n, monkeypatch):
+    monkeypatch.setattr(lanczos.Rows, "BLOCK", 3)
+    check(M := planted(m, n, GEOMETRIC), mk.svd(mk.matrix(M), 4, tol=1e-8), 1e-8)
 
 
 @f64
@@ -673,7 +692,7 @@ def test_a_peek_sees_what_a_step_would_and_changes_nothing():
 
 
 @f64
-@pytest.mark.parametrize("width", [2, 4, 7])
+@pytest.mark.parametrize("width", [3, 4, 7])
 @pytest.mark.parametrize("k", [1, 5])
 def test_blocks_give_the_same_triplets_in_fewer_calls(width, k):
     M, calls = planted(90, 80, GEOMETRIC), []
@@ -683,17 +702,17 @@ def test_blocks_give_the_same_triplets_in_fewer_calls(width, k):
 
     A = mk.LinearMap(counted(lambda V: V @ M.T), counted(lambda U: U @ M), 80, 90)
     mk.svd(A, k, tol=1e-6)
-    single = len(calls)
-    A.batch = width
+    narrow = len(calls)
+    assert max(calls) == lanczos.STARTS
     problem, r = spectral._searched(A, lanczos.Search(k, 1e-6, width, 10_000), seed=0)
-    assert not problem and max(calls[single:]) == width and len(calls) - single < single
+    assert not problem and max(calls[narrow:]) == width and len(calls) - narrow < narrow
     check(M, r, 1e-6)
 
 
 @f64
 def test_a_wider_map_goes_in_blocks_where_that_pays():
     A = mk.matrix(torch.eye(3))
-    for batch, k, width in ((1, 50, 1), (6, 5, 2), (6, 20, 4), (3, 20, 3)):
+    for batch, k, width in ((1, 50, 2), (6, 5, 2), (6, 20, 4), (3, 20, 3)):
         A.batch = batch
         assert spectral._width(A, k) == width
     A.batch, A.device = 8, "cuda"
