@@ -43,7 +43,7 @@ MODEL := alice
 ONCE := "Installing the tested packages, once: README.md says how much; TORCH=cpu makes it less on Linux."
 
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m pytest
-UNITS := not (patient or notebook or browser or slow or gpu)
+UNITS := not (long or patient or notebook or browser or slow or gpu)
 
 .PHONY: run book lab check test test-full bench results refresh gpu patient ship cover lock clean
 
@@ -61,11 +61,11 @@ check: $(DEV)
 	$(PYTEST) -n logical --maxprocesses 4 -m "$(UNITS)"
 
 test: check
-	$(PYTEST) -n logical --maxprocesses 4 -m "patient and not slow"
+	$(PYTEST) -n logical --maxprocesses 4 -m "(long or patient) and not slow"
 	$(PYTEST) -m "(notebook or browser) and not slow"
 
 test-full: check
-	$(PYTEST) -m "patient or notebook or browser or slow"
+	$(PYTEST) -m "long or patient or notebook or browser or slow"
 	$(PY) tests/sweep.py
 
 bench: $(BOOK)

@@ -53,7 +53,7 @@ def main() -> None:
 
 def passes(name: str, setting: dict[str, str], files: list[str]) -> bool:
     paths = [str(HERE / f"test_{file}.py") for file in files]
-    marks = "not (patient or notebook or browser or slow or gpu)"
+    marks = "not (long or patient or notebook or browser or slow or gpu)"
     command = [sys.executable, "-m", "pytest", "-q", "-n", "logical", "--maxprocesses", "4"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | setting
     done = subprocess.run(

@@ -13,11 +13,12 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from solving import once, ran
 
 import mathkit as mk
 from book import build, pages, reference, scan
-from book.execute import graft, once, read
-from book.paths import BUILD, VENDOR
+from book.execute import graft, read
+from book.paths import BUILD, VENDOR, chapters
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "msedge")
 READY = """async () => {
@@ -44,9 +45,9 @@ STACK = re.compile(r'"model_name":\s*"StackModel"')
 @cache
 def built() -> Path:
     """The book from the notebooks executed in quick mode, built once for all tests."""
-    outcomes = once(True)
+    outcomes = once()
     build.failures(outcomes.values())
-    books = [(name, graft(read(o.path), read(o.copy))) for name, o in outcomes.items()]
+    books = [(path.stem, graft(read(path), ran(outcomes[path.stem]))) for path in chapters()]
     return build.html(books, BUILD / "quick-html").parent
 
 
@@ -195,7 +196,7 @@ def test_nothing_is_fetched_and_no_link_is_broken(book):
 @pytest.mark.notebook
 def test_the_front_page_lists_every_chapter(book):
     seen = scan.Page((book / "index.html").read_text(encoding="utf-8")).linked
-    assert {f"{name}.html" for name in once(True)} <= set(seen)
+    assert {f"{name}.html" for name in once()} <= set(seen)
 
 
 def browser_path() -> str:

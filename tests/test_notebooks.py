@@ -41,15 +41,6 @@ def test_there_are_chapters():
     assert chapters(), "notebooks/ holds no chapter"
 
 
-@pytest.mark.notebook
-@EACH
-def test_runs_quick(path, capfd):
-    with capfd.disabled():
-        error = once(True)[path.stem].error
-    if error:
-        pytest.fail(error, pytrace=False)
-
-
 @pytest.mark.slow
 @pytest.mark.notebook
 @EACH

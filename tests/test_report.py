@@ -23,6 +23,7 @@ from mathkit.__main__ import main as command
 from mathkit.study import Settings, Study
 from mathkit.tables import Table
 
+pytestmark = pytest.mark.long
 SMALL: dict[str, Any] = {"samples": 3, "times": (999, 500), "k": 3, "steps": 5, "strength": 0.2}
 
 

@@ -9,6 +9,8 @@ from conftest import make_tiny_unet
 from mathkit import analysis, cases, models, puppets, surveys
 from mathkit.hspace import MAPS
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def p():

@@ -10,6 +10,7 @@ from conftest import make_tiny_unet
 from mathkit import cases, models, results, rows, trials
 from mathkit.directions import Row
 
+pytestmark = pytest.mark.long
 EFFECTS = [2 * s for s in trials.GRID]  # a side effect of twice the strength
 STRENGTHS = {row.name: trials.strengths_of(row, EFFECTS) for row in rows.ROWS}
 CHOSEN = {"strengths": STRENGTHS}
