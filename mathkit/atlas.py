@@ -27,15 +27,16 @@ from torch import Tensor
 from . import weights
 from .diffusion import denoise, start, timesteps
 from .hspace import MAPS
-from .jacobians import jacobian
 from .latents import TextModel
 from .loading import load_model
+from .lockstep import side_by_side
 from .maps import Passes
 from .models import Model, UNetModel
 from .spectral import SVD, svd
 
 Item = tuple[int, int]
 MANIFEST, SEAL = "atlas.json", 32
+TOGETHER, NUMBERS = 8, 2**20  # items searched side by side: at most, and numbers of them in all
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -48,6 +49,13 @@ class Atlas:
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         self.folder, self.settings = folder, settings
         self.items: list[Item] = [(i, t) for i in settings["samples"] for t in settings["times"]]
+
+    @property
+    def groups(self) -> list[list[Item]]:
+        """The items that are searched side by side: of one time, always the same ones."""
+        samples, size = self.settings["samples"], self.settings["together"]
+        parts = [samples[at : at + size] for at in range(0, len(samples), size)]
+        return [[(i, t) for i in part] for part in parts for t in self.settings["times"]]
 
     @property
     def missing(self) -> list[Item]:
@@ -136,12 +144,15 @@ def build(
     x_t: the state of `mk.sample(p, index=[i], seed=seed, steps=steps)` at the time of its grid
     nearest to each of `times`. map: "h" (the encoder), "pooled" (summed over the places) or "mean"
     (posterior mean). dtype: of the stored U and V. Called by several processes (torchrun), each
-    takes a share and returns when that is done; `threads`, of each, is a setting, so that on one
-    kind of machine the files do not depend on the number of processes.
+    takes a share and returns when that is done. Items of one time are searched side by side, eight
+    at most and always the same ones; that and `threads`, of each process, are settings, so that on
+    one kind of machine the files depend neither on the number of processes nor on where a job
+    stopped.
 
     Raises ValueError for a bad argument, settings other than those the folder was begun with, and
     damaged files (all are read at the start); OSError on a full disk, with what is finished kept.
-    Cost: at most `steps` network calls a sample, one `svd` an item; k (n + m) stored numbers each.
+    Cost: at most `steps` network calls a sample, one `svd` an item, in an eighth of the calls where
+    eight go side by side; k (n + m) stored numbers each.
     """
     if device == "auto" and not isinstance(model, UNetModel) and str(model) in weights.built_in():
         device = "cpu"
@@ -153,19 +164,22 @@ def build(
         "prompt": p.prompt, "precision": str(p.dtype).removeprefix("torch."), "map": map, "k": k,
         "tol": tol, "seed": seed,
         "samples": [operator.index(i) for i in samples], "times": nearest(p, times, steps),
-        "steps": steps, "threads": threads, "chunk": "auto", "dtype": dtype,
+        "steps": steps, "threads": threads, "together": 1, "dtype": dtype,
         "device": p.device.type, "torch": torch.__version__,
     }  # fmt: skip
     if isinstance(p, TextModel):
         settings |= {"guidance": p.guidance, "negative": p.negative}
-    size = _item_bytes(p, settings)
+    numbers = _item_numbers(p, settings)
+    size = k * numbers * DTYPES[dtype].itemsize
+    settings["together"] = max(1, min(TOGETHER, NUMBERS // numbers))
     atlas = _begun(Path(out), settings, state)
     todo = atlas.missing
     if state.is_main_process:
         _announce(atlas, todo, size)
     state.wait_for_everyone()  # nobody writes before everybody has seen what is missing
-    with _limited(threads), state.split_between_processes(todo) as mine:
-        _work(p, atlas, mine, state.is_main_process)
+    groups = [group for group in atlas.groups if set(group) & set(todo)]
+    with _limited(threads), state.split_between_processes(groups) as mine:
+        _work(p, atlas, mine, set(todo), state.is_main_process)
 
 
 def _processes(device: str) -> tuple[Any, Any]:
@@ -202,8 +216,8 @@ def nearest(p: Model, times: Sequence[int], steps: int) -> list[int]:
     return list(dict.fromkeys(min(grid, key=lambda g: abs(g - p.time(t))) for t in times))
 
 
-def _item_bytes(p: Model, s: dict[str, Any]) -> int:
-    """Bytes of one item. Raises ValueError for settings that no item could be made with."""
+def _item_numbers(p: Model, s: dict[str, Any]) -> int:
+    """n + m of one item. Raises ValueError for settings that no item could be made with."""
     for name, choices in (("map", MAPS), ("dtype", DTYPES)):
         if s[name] not in choices:
             raise ValueError(f"{name} is one of {', '.join(choices)}, got {s[name]!r}")
@@ -218,7 +232,7 @@ def _item_bytes(p: Model, s: dict[str, Any]) -> int:
         n, m = x.numel(), MAPS[s["map"]](p, s["times"][0])(x).numel()
     if not 1 <= s["k"] <= min(m, n):
         raise ValueError(f"k counts directions: 1 ... min(m, n) = {min(m, n)}, got {s['k']}")
-    return s["k"] * (n + m) * DTYPES[s["dtype"]].itemsize
+    return int(n + m)
 
 
 def _begun(folder: Path, settings: dict[str, Any], state: Any) -> Atlas:
@@ -264,20 +278,38 @@ def _announce(atlas: Atlas, todo: list[Item], size: int) -> None:
     print(f"{atlas.folder}, {atlas._extent()}: {state}", flush=True)
 
 
-def _work(p: Model, atlas: Atlas, todo: Sequence[Item], show: bool) -> None:
+def _work(
+    p: Model, atlas: Atlas, groups: Sequence[list[Item]], todo: set[Item], show: bool
+) -> None:
     from tqdm.auto import tqdm
 
-    s, found = atlas.settings, {}
-    for i, t in tqdm(todo, unit="basis", disable=not (show and todo)):
-        if i not in found:
-            last = min(then for sample, then in todo if sample == i)
-            found = {i: states(p, s["seed"], i, s["steps"], last)}
-        try:
-            A = jacobian(MAPS[s["map"]](p, t), found[i][t], s["chunk"])
-            basis = svd(A, s["k"], s["tol"], s["seed"])
-        except ValueError as error:
-            raise ValueError(f"sample {i} at t = {t}: {error}") from error
-        atlas.put((i, t), basis)
+    s, found = atlas.settings, dict[int, dict[int, Tensor]]()
+    count = sum(len(todo.intersection(group)) for group in groups)
+    with tqdm(total=count, unit="basis", disable=not (show and count)) as bar:
+        for group in groups:
+            if found.keys() != {i for i, _ in group}:
+                found = {i: _states(p, s, i, groups) for i, _ in group}
+            x = torch.cat([found[i][t] for i, t in group])
+            f = MAPS[s["map"]](p, group[0][1])
+            bases = side_by_side(f, x, lambda A: svd(A, s["k"], s["tol"], s["seed"]))
+            for item, basis in zip(group, bases, strict=True):
+                if isinstance(basis, SVD) and item in todo:
+                    atlas.put(item, basis)
+                    bar.update()
+            _raise_the_first(group, bases)
+
+
+def _states(p: Model, s: dict[str, Any], i: int, groups: Sequence[list[Item]]) -> dict[int, Tensor]:
+    last = min(t for group in groups for sample, t in group if sample == i)
+    return states(p, s["seed"], i, s["steps"], last)
+
+
+def _raise_the_first(group: Sequence[Item], bases: Sequence[SVD | Exception]) -> None:
+    for (i, t), basis in zip(group, bases, strict=True):
+        if isinstance(basis, ValueError):
+            raise ValueError(f"sample {i} at t = {t}: {basis}") from basis
+        if isinstance(basis, Exception):
+            raise basis
 
 
 def states(p: Model, seed: int, i: int, steps: int, last: int) -> dict[int, Tensor]:

@@ -42,7 +42,7 @@ def jacobian(f: Pass, x: Tensor, chunk: Any = "auto") -> LinearMap:
     values or derivatives that are not finite.
     """
     _check_point(x)
-    passes = _passes(f, x)
+    passes = record(f, x)
     in_shape, out_shape = x.shape[1:], passes.out_shape[1:]
     busy = Chunk.TAPED if isinstance(passes, Tape) else Chunk.BUSY
     numbers = in_shape.numel() + math.prod(out_shape)
@@ -50,12 +50,12 @@ def jacobian(f: Pass, x: Tensor, chunk: Any = "auto") -> LinearMap:
     like = torch.empty(0, dtype=x.dtype, device=x.device)
 
     def pull(U: Tensor) -> Tensor:
-        with _plain(like):
-            return size.over(passes.pull, U.to(like))
+        with plainly(like):
+            return size.over(passes.pull, U.to(like)[:, None])[:, 0]
 
     def push(V: Tensor) -> Tensor:
-        with _plain(like):
-            return size.over(passes.push, V.to(like))
+        with plainly(like):
+            return size.over(passes.push, V.to(like)[:, None])[:, 0]
 
     J = LinearMap(push, pull, in_shape, out_shape, x.dtype, x.device)
     J.batch = Chunk("auto", numbers, x.device.type, busy).size  # whatever chunk: one answer
@@ -74,22 +74,22 @@ def _check_point(x: Tensor) -> None:
         raise ValueError("the point x holds NaN or infinity")
 
 
-def _passes(f: Pass, x: Tensor) -> Tape | Graph:
-    """f(x), in operations that can be differentiated twice, as a tape or else as its graph."""
+def record(f: Pass, x: Tensor) -> Tape | Graph:
+    """f at the points x, in operations that can be differentiated twice, as a tape or a graph."""
     with torch.inference_mode(False), torch.enable_grad(), _Twice():
         x = x.detach().clone().requires_grad_()
         h = f(x.clone())
-        _check_value(h)
+        _check_value(h, len(x))
         # Here, for a checkpointed f runs again, the same way, when its graph is read.
         return read(h, x, {_ConstantConv: _ConstantConv.rules}) or Graph(h, x)
 
 
-def _check_value(h: Any) -> None:
-    if not isinstance(h, Tensor) or h.ndim < 1 or len(h) != 1:
+def _check_value(h: Any, count: int) -> None:
+    if not isinstance(h, Tensor) or h.ndim < 1 or len(h) != count:
         shape = tuple(h.shape) if isinstance(h, Tensor) else type(h).__name__
         hint = ": add .sample" if isinstance(getattr(h, "sample", None), Tensor) else ""
         raise ValueError(
-            f"f must be batched, (B, *in) -> (B, *out): f(x) for B = 1 gave {shape}{hint}"
+            f"f must be batched, (B, *in) -> (B, *out): f(x) for B = {count} gave {shape}{hint}"
         )
     if not h.isfinite().all():
         raise ValueError("f(x) holds NaN or infinity")
@@ -98,7 +98,7 @@ def _check_value(h: Any) -> None:
 
 
 @contextmanager
-def _plain(x: Tensor) -> Iterator[None]:
+def plainly(x: Tensor) -> Iterator[None]:
     """Whatever mode the caller is in: no rounding by autocast, tensors that autograd can use."""
     off = torch.autocast(x.device.type, enabled=False)
     with torch.inference_mode(False), torch.no_grad(), off:
@@ -106,7 +106,7 @@ def _plain(x: Tensor) -> Iterator[None]:
 
 
 class Graph:
-    """The Jacobian of f at x through autograd's graph of h = f(x), which is kept."""
+    """The Jacobian of f at the points x through autograd's graph of h = f(x), which is kept."""
 
     def __init__(self, h: Tensor, x: Tensor) -> None:
         self.h, self.x, self.out_shape = h, x, tuple(h.shape)
@@ -132,9 +132,9 @@ class Graph:
 
 
 def _back(y: Tensor, leaf: Tensor, rows: Tensor) -> Tensor:
-    """Rows of cotangents of y (1, *) -> rows of cotangents of leaf, through the kept graph."""
+    """Cotangents of y (k, *y.shape) -> cotangents of leaf, through the kept graph."""
     several = len(rows) > 1
-    weights = rows[:, None] if several else rows
+    weights = rows if several else rows[0]
     # A checkpointed f runs again here: within the mode, which edges do not leave as tensors do.
     with _Twice():
         (out,) = torch.autograd.grad(
@@ -146,8 +146,8 @@ def _back(y: Tensor, leaf: Tensor, rows: Tensor) -> Tensor:
             allow_unused=True,
         )
     if out is None:
-        return rows.new_zeros(len(rows), *leaf.shape[1:])
-    return out[:, 0] if several else out
+        return rows.new_zeros(len(rows), *leaf.shape)
+    return out if several else out[None]
 
 
 class Chunk:
@@ -166,7 +166,7 @@ class Chunk:
 
     def over(self, one_pass: Pass, rows: Tensor) -> Tensor:
         """one_pass on at most `size` rows at a time; raises ValueError on a result not finite."""
-        parts = list(self._parts(one_pass, rows))
+        parts = list(self.parts(one_pass, rows))
         out = parts[0] if len(parts) == 1 else torch.cat(parts)
         # A sum tells quickly; only one that overflows needs the longer look.
         if not out.sum().isfinite() and not out.isfinite().all():
@@ -176,7 +176,7 @@ class Chunk:
             )
         return out
 
-    def _parts(self, one_pass: Pass, rows: Tensor) -> Iterator[Tensor]:
+    def parts(self, one_pass: Pass, rows: Tensor) -> Iterator[Tensor]:
         done = 0
         while done < len(rows):
             try:

@@ -18,17 +18,21 @@ _coarse: ContextVar[bool] = ContextVar("coarse", default=False)
 
 
 @contextmanager
-def coarse() -> Iterator[None]:
+def coarse(allowed: bool = True) -> Iterator[None]:
     """Within it, in this thread, a tape's convolutions on a GPU round their factors to TF32.
 
     TF32 has float32's range and 10 bits of its digits, and is several times as fast. Nothing
     changes on a CPU, in float64, or for a map that has no tape, whose passes stay exact.
     """
-    token = _coarse.set(True)
+    token = _coarse.set(allowed)
     try:
         yield
     finally:
         _coarse.reset(token)
+
+
+def is_coarse() -> bool:
+    return _coarse.get()
 
 
 class Reshape(Rule):

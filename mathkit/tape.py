@@ -34,7 +34,8 @@ class Step(NamedTuple):
 
 
 class Tape:
-    """The Jacobian of f at x, as f's own operations: rows (k, *in) -> (k, *out) and back."""
+    """The Jacobian of f at the points x (B, *in), as f's own operations on k changes of all of
+    them: (k, B, *in) -> (k, B, *out) and back."""
 
     def __init__(self, steps: list[Step], kind: int, in_shape: Shape, out_shape: Shape) -> None:
         self.steps, self.kind = steps, kind
@@ -44,28 +45,29 @@ class Tape:
             step.rule.lay(self.layout)
 
     def push(self, V: Tensor) -> Tensor:
-        """J v for each row v."""
+        """J v for each change v."""
         values = {0: self._enter(V)}
         for rule, ins, out, last in self.steps:
             values[out] = rule.push(*[values[i] for i in ins])
             for i in last:
                 del values[i]
         (answer,) = values.values()
-        return answer.reshape(len(V), *self.out_shape[1:]).contiguous()
+        return answer.reshape(len(V), *self.out_shape).contiguous()
 
     def pull(self, U: Tensor) -> Tensor:
-        """J^T u for each row u."""
+        """J^T u for each change u."""
         top = self.steps[-1].out if self.steps else 0
         grads = {top: self._enter(U)}
         for rule, ins, out, _ in reversed(self.steps):
             for i, part in zip(ins, rule.pull(grads.pop(out)), strict=True):
                 grads[i] = grads[i] + part if i in grads else part
-        return grads[0].reshape(len(U), *self.in_shape[1:]).contiguous()
+        return grads[0].reshape(len(U), *self.in_shape).contiguous()
 
-    def _enter(self, rows: Tensor) -> Tensor:
-        if rows.ndim == 4:
-            rows = rows.contiguous(memory_format=self.layout)
-        return rows[:, None]
+    def _enter(self, changes: Tensor) -> Tensor:
+        if changes.ndim != 5:
+            return changes
+        images = changes.flatten(0, 1).contiguous(memory_format=self.layout)
+        return images.unflatten(0, changes.shape[:2])
 
 
 def _layout(steps: list[Step]) -> torch.memory_format:
@@ -79,7 +81,7 @@ def _layout(steps: list[Step]) -> torch.memory_format:
 def read(h: Tensor, x: Tensor, custom: Mapping[type, Make]) -> Tape | None:
     """The tape of h = f(x) from its graph; None where an operation has no rule.
 
-    x: the leaf, (1, *in), h: (1, *out). custom: rules of autograd functions of one's own. The
+    x: the leaf, (B, *in), h: (B, *out). custom: rules of autograd functions of one's own. The
     first tape of its kind (the same operations, wired alike, of the same shapes) is compared with
     autograd in one push and one pull; where they differ, None.
     """
@@ -105,12 +107,12 @@ def agrees(tape: Tape, h: Tensor, x: Tensor, tol: float | None = None) -> bool:
     """
     generator = torch.Generator().manual_seed(0)
     v, w = (_unit(torch.randn(s.shape, generator=generator, dtype=s.dtype).to(s)) for s in (x, h))
-    Jv = tape.push(v)
+    Jv = tape.push(v[None])[0]
     u = _unit(Jv) + w
     # By edges, which no function mode intercepts: a checkpointed f must run again within it.
     (back,) = torch.autograd.grad(get_gradient_edge(h), get_gradient_edge(x), u, retain_graph=True)
     limit = tol if tol is not None else torch.finfo(x.dtype).eps ** 0.5
-    apart = float((tape.pull(u) - back).norm())
+    apart = float((tape.pull(u[None])[0] - back).norm())
     gap = abs(float((Jv * u).sum() - (v * back).sum()))
     return apart <= limit * float(back.norm()) and gap <= limit * float(Jv.norm() * u.norm())
 

@@ -92,11 +92,17 @@ def test_items_are_the_svd_at_the_samples_own_states(tiny: Path, whole: Path) ->
         torch.testing.assert_close(x[t], states[t], rtol=1e-3, atol=1e-4)
         torch.testing.assert_close(x[-1], states[-1], rtol=1e-3, atol=1e-3)
         r, expected = found[i, t], mk.svd(mk.jacobian(mk.encoder(p, t), x[t]), 3)
-        for name in ("U", "S", "V", "residuals"):
-            assert torch.equal(getattr(r, name), getattr(expected, name)), name
+        # Found side by side with others, so to rounding and to the tolerance of the search.
+        torch.testing.assert_close(r.S, expected.S, rtol=1e-4, atol=0)
+        A = mk.jacobian(mk.encoder(p, t), x[t])
+        for off in (
+            A.push(r.V) - r.S[:, None, None, None] * r.U,
+            A.pull(r.U) - r.S[:, None, None, None] * r.V,
+        ):
+            assert off.flatten(1).norm(dim=1).max() <= 1.1e-3 * r.S[0]
         assert r.U.shape == (3, 8, 2, 2) and r.V.shape == (3, 3, 16, 16)
-        assert (r.passes, len([*r])) == (expected.passes, 3)
-        assert r.gap == pytest.approx(expected.gap) and r.angle_bound is not None
+        assert len([*r]) == 3 and r.passes.push > 0 and r.passes.pull > 0
+        assert r.gap == pytest.approx(expected.gap, rel=1e-2) and r.angle_bound is not None
 
 
 @pytest.mark.parametrize("name", MAPS)
