@@ -28,7 +28,7 @@ ROWS = [
     "nodes",
     "tape",
     "jacobians lanczos grassmann",
-    "spectral",
+    "spectral lockstep",
     "metric",
     "puppets",
     "faces superposition",
