@@ -83,8 +83,8 @@ def test_bootstrap_is_near_the_t_interval_of_normal_data():
     got, exact = scores.bootstrap(a), stats.ttest_1samp(a.numpy(), 0.0)
     low, high = exact.confidence_interval(0.95)
     assert got.estimate == pytest.approx(float(a.mean()))
-    assert (got.low, got.high) == pytest.approx((low, high), abs=0.03)
-    assert got.p == pytest.approx(exact.pvalue, rel=0.5)
+    assert (got.low, got.high) == pytest.approx((low, high), abs=0.05)
+    assert got.p == pytest.approx(exact.pvalue, rel=0.5, abs=0.02)
 
 
 def test_bootstrap_is_paired():
@@ -95,7 +95,7 @@ def test_bootstrap_is_paired():
 
 
 def test_bootstrap_depends_on_data_and_seed_alone():
-    a, b = normal(30) > 0, normal(30, seed=1) > 0
+    a, b = normal(30), normal(30, seed=1)
     assert scores.bootstrap(a, b, seed=4) == scores.bootstrap(a, b, seed=4)
     assert scores.bootstrap(a, b, seed=4) != scores.bootstrap(a, b, seed=5)
     torch.manual_seed(0)
@@ -109,7 +109,7 @@ def test_groups_of_one_change_nothing():
     assert scores.bootstrap(a, groups=torch.arange(20), seed=2) == scores.bootstrap(a, seed=2)
 
 
-def misses(interval, trials=200, n=10):
+def misses(interval, trials=2000, n=10):
     ends = [interval(normal(n, seed=100 + s)) for s in range(trials)]
     return sum(not low <= 0 <= high for low, high in ends) / trials
 
@@ -121,8 +121,8 @@ def plain_percentile(a):
 
 def test_bootstrap_covers_ten_units_and_the_check_catches_plain_percentiles():
     ours = misses(lambda a: scores.bootstrap(a, resamples=1000)[1:3])
-    assert 0.01 <= ours <= 0.085
-    assert misses(plain_percentile) > 0.085
+    assert 0.03 <= ours <= 0.066  # 0.05 meant; a standard error is 0.005
+    assert misses(plain_percentile) > 0.066
 
 
 def test_groups_widen_what_moves_together():
