@@ -296,6 +296,6 @@ def seconds_of(run: Any) -> float:
 
 
 @functools.cache
-def once(quick: bool) -> dict[str, Outcome]:
+def once() -> dict[str, Outcome]:
     """All chapters, executed at most once in this process: what the tests share."""
-    return {outcome.path.stem: outcome for outcome in execute(chapters(), quick)}
+    return {outcome.path.stem: outcome for outcome in execute(chapters())}

@@ -164,7 +164,7 @@ def build(
         "prompt": p.prompt, "precision": str(p.dtype).removeprefix("torch."), "map": map, "k": k,
         "tol": tol, "seed": seed,
         "samples": [operator.index(i) for i in samples], "times": nearest(p, times, steps),
-        "steps": steps, "threads": threads, "together": 1, "dtype": dtype,
+        "steps": steps, "threads": threads, "dtype": dtype,
         "device": p.device.type, "torch": torch.__version__,
     }  # fmt: skip
     if isinstance(p, TextModel):

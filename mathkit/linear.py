@@ -206,7 +206,7 @@ class Conv(Rule):
         (weight, geometry, size), images = self.given, v.flatten(0, 1)
         if transposed and self.turned is not None:
             (weight, geometry), transposed = self.turned, False
-        answer = convolve(images, weight, geometry, size, transposed, _coarse.get())
+        answer = convolve(images, weight, geometry, size, transposed, is_coarse())
         return answer.unflatten(0, v.shape[:2])
 
 

@@ -28,12 +28,14 @@ def side_by_side(f: Pass, x: Tensor, search: Callable[[LinearMap], T]) -> list[T
     """search(J_i) for the Jacobian J_i of f at each of the points x_i, or what it raised.
 
     x: (B, *in), f as `jacobian` takes it. The answers are those of one search at a time, to
-    rounding. Where f has no tape at these points it is one at a time.
+    rounding. Where f has no tape at these points, or cannot be taken at all of them, it is one at a
+    time, and a point that is at fault says so for itself.
     Memory: a tape of B points. Cost: as many calls as the longest search makes, or a few more.
     """
-    tape = record(f, x) if len(x) > 1 else None
+    tape = _tried(lambda: record(f, x)) if len(x) > 1 else None
     if isinstance(tape, Tape):
         return Lockstep(tape, x).run(search)
+    del tape  # else a graph of all points lies beside that of each
     return [_tried(lambda one=one: search(jacobian(f, one[None]))) for one in x]  # type: ignore[misc]
 
 

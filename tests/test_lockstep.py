@@ -91,6 +91,24 @@ def test_where_f_has_no_tape_it_is_one_at_a_time() -> None:
         torch.testing.assert_close(r.S, exact[:2], rtol=1e-3, atol=0)
 
 
+@pytest.mark.parametrize("at_fault", ["point", "value"])
+def test_a_point_at_fault_says_so_and_harms_no_other(at_fault: str) -> None:
+    def f(x: Tensor) -> Tensor:
+        return (x - 1).log() if at_fault == "value" else x.sin()
+
+    x = torch.full((3, 12), 2.0) + torch.linspace(0, 1, 12)
+    x[1, 5] = torch.nan if at_fault == "point" else 0.5
+    one, two, three = side_by_side(f, x, lambda A: mk.svd(A, 2))
+    told = "the point x holds NaN" if at_fault == "point" else r"f\(x\) holds NaN"
+    assert isinstance(two, ValueError)
+    with pytest.raises(ValueError, match=told):
+        raise two
+    slopes = 1 / (x[0] - 1) if at_fault == "value" else x[0].cos()
+    exact = slopes.abs().sort(descending=True).values[:2]
+    for r in (one, three):
+        torch.testing.assert_close(r.S, exact, rtol=1e-3, atol=0)
+
+
 def test_one_that_fails_does_not_harm_the_others(p: Any) -> None:
     f, x = MAPS["h"](p, 500), torch.randn(3, 3, 16, 16)
     turns = iter(range(3))

@@ -46,7 +46,7 @@ def test_there_are_chapters():
 @EACH
 def test_runs_in_full(path, capfd):
     with capfd.disabled():
-        error = once(False)[path.stem].error
+        error = once()[path.stem].error
     if error:
         pytest.fail(error, pytrace=False)
 
