@@ -73,7 +73,7 @@ bench: $(BOOK)
 	@$(PY) tests/bench_svd.py
 
 results: $(BOOK)
-	@$(PY) -m mathkit results $(NAME)
+	@$(PY) -m studies results $(NAME)
 
 refresh: $(BOOK)
 	@$(PY) -m book.build refresh $(NAME)
@@ -82,10 +82,10 @@ gpu: $(BOOK)
 	@$(PY) -m mathkit report --out runs/report/$(subst /,-,$(MODEL)) --model $(MODEL) $(if $(IMAGE),--image "$(IMAGE)") $(if $(PROMPT),--prompt "$(PROMPT)") $(MORE)
 
 patient: $(BOOK)
-	@$(PY) -m mathkit patient $(if $(FROM),--from $(FROM)) $(NAME)
+	@$(PY) -m studies patient $(if $(FROM),--from $(FROM)) $(NAME)
 
 ship: $(BOOK)
-	@$(PY) -m mathkit ship
+	@$(PY) -m studies ship
 
 cover: $(BOOK)
 	@$(PY) -m book.build cover

@@ -14,9 +14,9 @@ SEED = 5
 
 def frames() -> torch.Tensor:
     """(FRAMES, 3, SIZE, SIZE) in [-1, 1]; the Stranger stands in the VISITED ones."""
-    q = mk.puppets.sample_factors(FRAMES, seed=SEED, stranger=0)
-    q[list(VISITED), mk.puppets.STRANGER] = 1.0
-    return mk.puppets.render(q, size=SIZE)
+    q = mk.show.puppets.sample_factors(FRAMES, seed=SEED, stranger=0)
+    q[list(VISITED), mk.show.puppets.STRANGER] = 1.0
+    return mk.show.puppets.render(q, size=SIZE)
 
 
 def draw(path: Path) -> Path:

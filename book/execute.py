@@ -26,7 +26,7 @@ from tqdm import tqdm
 from traitlets.config import Config
 
 from book.paths import BUILD, ROOT, chapters
-from mathkit import weights
+from mathkit import data
 
 SECONDS_A_CELL = 3600
 NUDGE_SECONDS = 3.0
@@ -59,7 +59,7 @@ def code_cells(nb: Any) -> list[Any]:
 @functools.cache
 def package_digest() -> str:
     """One hash of what every chapter rests on: the package and what it loads from data/."""
-    return files_digest(ROOT, "mathkit/**/*.py", "data/*.json", "data/results/*")
+    return files_digest(ROOT, "mathkit/**/*.py", "studies/*.py", "data/*.json", "data/results/*")
 
 
 def files_digest(root: Path, *patterns: str) -> str:
@@ -69,8 +69,8 @@ def files_digest(root: Path, *patterns: str) -> str:
     return digest("".join(rows).encode())
 
 
-def digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+def digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def fingerprint(nb: Any) -> str:
@@ -82,9 +82,9 @@ def fingerprint(nb: Any) -> str:
 def setting(quick: bool) -> str:
     """What else decides them on this machine, for the copies under _build/."""
     versions = [importlib.metadata.version(name) for name in ("torch", "diffusers", "matplotlib")]
-    other = weights.folders()[:1] if os.environ.get("MATHKIT_DATA") else []
-    data = [files_digest(folder, "*.json", "results/*") for folder in other]
-    return " ".join(["quick" if quick else "full", platform.python_version(), *versions, *data])
+    other = data.folders()[:1] if os.environ.get("MATHKIT_DATA") else []
+    mine = [files_digest(folder, "*.json", "results/*") for folder in other]
+    return " ".join(["quick" if quick else "full", platform.python_version(), *versions, *mine])
 
 
 def graft(nb: Any, run: Any) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from book.execute import code_cells
-from mathkit import weights
+from mathkit import data
 
 Piece = tuple[Any, str]  # a cell, and a part of its source
 STORY, MATH = "story", "math"
@@ -154,6 +154,6 @@ def front(template: str, cards: list[str], names: list[str]) -> str:
 
 def write(path: Path, content: str | bytes) -> None:
     """Write only what changed, so that a second build has little to do."""
-    data = content.encode() if isinstance(content, str) else content
-    if not path.exists() or path.read_bytes() != data:
-        weights.store(path, data)
+    whole = content.encode() if isinstance(content, str) else content
+    if not path.exists() or path.read_bytes() != whole:
+        data.store(path, whole)

@@ -1,29 +1,61 @@
-"""mathkit: build a linear map, look at its singular vectors."""
+"""mathkit: build a linear map, look at its singular vectors.
 
-from mathkit import puppets as puppets
+The house, floor by floor; each imports only from those above it.
+
+data, scores, exercises   the shipped files; intervals and distances; `check` of an answer
+linear      LinearMap, Jacobians, the adjoint, power method, Lanczos and svd; subspaces, metrics
+diffusion   models and how they are loaded; sampling; the encoder x_t -> h; edits of x_t and of h
+show        the puppet show: renderer, exact posterior, reader of factors
+chapters    what the chapters of these names teach: eigenfaces, superposition, neurons, treatment
+draw        style, pictures, curves, widgets, tables
+tools       atlas and report of your own model: `python -m mathkit atlas`, `... report`
+
+Beside it in a clone, not installed with it: `studies`, how our own tables and weights were made.
+"""
+
 from mathkit import scores as scores
-from mathkit.checks import check as check
-from mathkit.diffusion import denoise as denoise
-from mathkit.diffusion import invert as invert
-from mathkit.diffusion import posterior_mean as posterior_mean
-from mathkit.diffusion import sample as sample
-from mathkit.diffusion import timesteps as timesteps
-from mathkit.factors import read_factors as read_factors
-from mathkit.grassmann import project_out as project_out
-from mathkit.grassmann import transport as transport
-from mathkit.hspace import encoder as encoder
-from mathkit.hspace import guide as guide
-from mathkit.hspace import inject as inject
-from mathkit.hspace import move as move
-from mathkit.hspace import normalise as normalise
-from mathkit.hspace import shoot as shoot
-from mathkit.jacobians import jacobian as jacobian
-from mathkit.loading import load_model as load_model
-from mathkit.maps import LinearMap as LinearMap
-from mathkit.maps import check_adjoint as check_adjoint
-from mathkit.maps import mask as mask
-from mathkit.maps import matrix as matrix
-from mathkit.spectral import power_iteration as power_iteration
-from mathkit.spectral import subspace_iteration as subspace_iteration
-from mathkit.spectral import svd as svd
-from mathkit.weights import info as info
+from mathkit.data import info
+from mathkit.diffusion.edits import guide, inject, move, normalise, shoot
+from mathkit.diffusion.encoder import encoder
+from mathkit.diffusion.load import load_model
+from mathkit.diffusion.sampling import denoise, invert, posterior_mean, sample, timesteps
+from mathkit.exercises import check
+from mathkit.linear.adjoint import check_adjoint
+from mathkit.linear.arrays import mask, matrix
+from mathkit.linear.jacobian import jacobian
+from mathkit.linear.map import LinearMap
+from mathkit.linear.power import power_iteration, subspace_iteration
+from mathkit.linear.subspaces import project_out, transport
+from mathkit.linear.svd import svd
+from mathkit.show import puppets as puppets
+from mathkit.show.reader import read_factors
+
+__all__ = [
+    "LinearMap",
+    "check",
+    "check_adjoint",
+    "denoise",
+    "encoder",
+    "guide",
+    "info",
+    "inject",
+    "invert",
+    "jacobian",
+    "load_model",
+    "mask",
+    "matrix",
+    "move",
+    "normalise",
+    "posterior_mean",
+    "power_iteration",
+    "project_out",
+    "puppets",
+    "read_factors",
+    "sample",
+    "scores",
+    "shoot",
+    "subspace_iteration",
+    "svd",
+    "timesteps",
+    "transport",
+]

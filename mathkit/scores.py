@@ -3,6 +3,8 @@
 Tensors in, floats or tensors out; all arithmetic in float64 on the CPU.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from statistics import NormalDist
 from typing import Any, NamedTuple

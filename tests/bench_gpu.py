@@ -38,7 +38,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import mathkit as mk
-from mathkit import spectral
+from mathkit.linear import svd as solver
 
 T = 500
 Make = Callable[[], mk.LinearMap]
@@ -55,7 +55,7 @@ class Bench:
         self.k, self.tol, self.repeats, self.rounds = (2, 0.1, 0, 2) if cpu else (5, BAR, 3, 50)
         torch.manual_seed(0)
         unet = UNet2DModel.from_config(CELEBAHQ | {"sample_size": size}).to(self.device)
-        self.model = mk.models.UNetModel(unet, mk.models.linear_schedule())
+        self.model = mk.diffusion.networks.UNetModel(unet, mk.diffusion.model.linear_schedule())
         generator = torch.Generator().manual_seed(1)
         self.x = torch.randn(1, *self.model.shape, generator=generator).to(self.device)
         self.f = mk.encoder(self.model, T)
@@ -121,10 +121,10 @@ def benchmarked() -> Iterator[None]:
 
 @contextmanager
 def altered(**names: Any) -> Iterator[None]:
-    """mathkit.spectral with other functions under these names."""
+    """mathkit.linear.svd with other functions under these names."""
     with ExitStack() as stack:
         for name, value in names.items():
-            stack.enter_context(patch.object(spectral, name, value))
+            stack.enter_context(patch.object(solver, name, value))
         yield
 
 
@@ -156,7 +156,7 @@ def rows(bench: Bench) -> dict[str, Callable[[], tuple[dict[str, Any], Triplets]
 
 def one_pass(bench: Bench) -> dict[str, float]:
     """Milliseconds a direction of each pass, exact and rounded, alone and eight together."""
-    from mathkit.linear import coarse
+    from mathkit.linear._tape.convolution import coarse
 
     A, found = bench.jacobian(), {}
     for batch in (1, 8):

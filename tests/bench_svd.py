@@ -228,7 +228,7 @@ class Run(NamedTuple):
     """What one solve cost and gave."""
 
     asked: float
-    passes: mk.maps.Passes
+    passes: mk.linear.map.Passes
     calls: int
     cpu: float
     inside: float
@@ -478,7 +478,7 @@ def tally(s: Tensor, k: int, seeds: int, solve: Solve, asked: float) -> Tally:
             warnings.simplefilter("always")
             try:
                 _, S, _ = solve(A, k, seed, asked)
-                warned = any(issubclass(w.category, mk.spectral.NotConverged) for w in said)
+                warned = any(issubclass(w.category, mk.linear.triplets.NotConverged) for w in said)
                 wrong = error(S, s[:k]) > 1.5 * BAR
             except np.linalg.LinAlgError:
                 warned, wrong = True, False
@@ -566,7 +566,7 @@ def missed(args: argparse.Namespace) -> None:
 
 def calls(args: argparse.Namespace) -> None:
     """What a device pays that takes a block of directions in the time of one."""
-    from mathkit.lanczos import STARTS, Krylov, Search
+    from mathkit.linear.lanczos import STARTS, Krylov, Search
 
     print("the search of mk.svd for each width of its block, tol = 1e-3; means over the starts")
     for case in cases(args.model, args.maps[:1], args.times or [700]):

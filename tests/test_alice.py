@@ -7,21 +7,11 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import mathkit as mk
-from mathkit import (
-    analysis,
-    cases,
-    directions,
-    jobs,
-    neurons,
-    puppets,
-    results,
-    rows,
-    scores,
-    surveys,
-    treatment,
-    trials,
-)
-from mathkit.hspace import MAPS
+from mathkit import data, scores
+from mathkit.chapters import neurons, treatment
+from mathkit.diffusion.encoder import MAPS
+from mathkit.show import posterior, puppets
+from studies import jobs, learnt, methods, rows, surveys, switching, trial
 
 pytestmark = pytest.mark.patient
 COURSES = [name for name, part in rows.TABLES.items() if all(row.course for row in part.rows)]
@@ -34,7 +24,7 @@ def p():
 
 @pytest.fixture(scope="module")
 def truth():
-    return puppets.Posterior()
+    return posterior.Posterior()
 
 
 @pytest.fixture(scope="module")
@@ -90,15 +80,15 @@ def test_inverting_and_denoising_comes_back_closer_with_more_steps(p, frame):
 
 
 def test_a_row_of_the_alice_table_is_what_she_gives_now(p):
-    table = results.stored("alice")
+    table = data.stored("alice")
     i = random.randrange(len(table["factors"]))
-    now = analysis.factor_rows(p, 0, [i])[0]
+    now = learnt.factor_rows(p, 0, [i])[0]
     assert now == pytest.approx(table["factors"][i], abs=0.02), f"sample {i}"
 
 
 def test_a_row_of_her_derivative_is_what_it_was(p, truth):
-    row = random.choice(results.stored("alice")["derivative"])
-    now = analysis.derivative_row(p, truth, row["frame"], row["t"])
+    row = random.choice(data.stored("alice")["derivative"])
+    now = learnt.derivative_row(p, truth, row["frame"], row["t"])
     for name in row.keys() & {"gain", "exact", "asymmetry", "error"}:
         assert now[name] == pytest.approx(row[name], rel=0.02, abs=0.01), (name, row)
 
@@ -108,12 +98,12 @@ def test_a_row_of_her_derivative_is_what_it_was(p, truth):
     [
         pytest.param(name, marks=[pytest.mark.slow] * (name in COURSES))
         for name in rows.TABLES
-        if results.is_stored(name)
+        if data.is_stored(name)
     ],
 )
 def test_a_row_of_the_trial_is_what_it_was(p, name):
-    table, chosen = results.stored(name), trials.amended()
-    ward = trials.Ward(chosen["limit"], trials.kept())
+    table, chosen = data.stored(name), trial.amended()
+    ward = trial.Ward(chosen["limit"], trial.kept())
     plan = rows.plan_for(chosen, name, len(table["index"]) - 1)
     row = random.choice(
         [name for name in plan if not name.endswith(("course", "aftercare"))] or list(plan)
@@ -129,33 +119,33 @@ def test_a_row_of_the_trial_is_what_it_was(p, name):
 def test_a_row_of_the_tangents_is_what_it_was(p):
     row, k = a_row("tangent")
     name = random.choice(tuple(MAPS))
-    q, x = surveys.noised(p, row["frame"], row["t"])
+    q, x = surveys.noised_frame(p, row["frame"], row["t"])
     V = mk.svd(surveys.the_map(p, name, x, row["t"]), k).V.flatten(1)
-    Q = torch.linalg.qr(analysis.tangents(q).flatten(1).T).Q.T
+    Q = torch.linalg.qr(puppets.tangents(q).flatten(1).T).Q.T
     share = float((V @ Q.T).square().sum() / len(Q))
     assert share == pytest.approx(row[name]["plain"], abs=0.02), (row["frame"], row["t"], name)
 
 
 def test_a_row_of_the_turning_spans_is_what_it_was(p):
-    table = results.stored("turning")
+    table = data.stored("turning")
     row, times = random.choice(table["walks"]), table["times"]
     name, (a, b) = row["model"], sorted(random.sample(range(len(times)), 2))
     patient, spans = mk.load_model(name), []
     for t in (times[a], times[b]):
-        x = surveys.noised(patient, row["frame"], t, simple=name == "understudy")[1]
+        x = surveys.noised_frame(patient, row["frame"], t, simple=name == "understudy")[1]
         spans.append(mk.svd(mk.jacobian(mk.encoder(patient, t), x), table["k"]).V)
     pair = sum(range(b)) + a  # of (0, 1), (0, 2), (1, 2), ...
-    now = float(mk.grassmann.distance(*spans))
+    now = float(mk.linear.subspaces.distance(*spans))
     assert now == pytest.approx(row["pairs"]["h"][pair], abs=0.05), (name, row["frame"], a, b)
 
 
 def test_fresh_samples_before_and_after_are_what_they_were(p):
-    if not results.is_stored("always"):
+    if not data.is_stored("always"):
         pytest.skip("no table always: run `make results NAME=always`")
-    table, chosen = results.stored("always"), trials.amended()
-    ward = trials.Ward(chosen["limit"], trials.kept())
+    table, chosen = data.stored("always"), trial.amended()
+    ward = trial.Ward(chosen["limit"], trial.kept())
     i = random.randrange(len(table["after"]["factors"]))
-    now = trials.always_row(ward, i, table["strength"])
+    now = trial.always_row(ward, i, table["strength"])
     for name, tolerance in (("before", 0.02), ("after", 0.1)):
         then = torch.tensor(table[name]["factors"][i])
         off = (torch.tensor(now[name]["factors"]) - then).abs()
@@ -164,8 +154,8 @@ def test_fresh_samples_before_and_after_are_what_they_were(p):
 
 def test_a_row_of_the_paths_is_what_it_was(p):
     row, k = a_row("paths")
-    x, y = cases.trajectory(p, 2, [2 * row["pair"], 2 * row["pair"] + 1], row["t"]).split(1)
-    ends = x, x + (y - x) / results.stored("paths")["segments"]
+    x, y = treatment.trajectory(p, 2, [2 * row["pair"], 2 * row["pair"] + 1], row["t"]).split(1)
+    ends = x, x + (y - x) / data.stored("paths")["segments"]
     spans = [mk.svd(mk.jacobian(mk.encoder(p, row["t"]), z), k).U.flatten(1).double() for z in ends]
     angles = torch.linalg.svdvals(spans[0] @ spans[1].T).clamp(max=1).arccos()
     assert float(angles.norm()) == pytest.approx(row["lerp"][0], abs=0.05), (row["pair"], row["t"])
@@ -173,10 +163,10 @@ def test_a_row_of_the_paths_is_what_it_was(p):
 
 def test_a_row_of_the_effects_is_what_it_was(p):
     row, _ = a_row("effects")
-    case = cases.admit(p, 3, [row["index"]], row["t"])
+    case = treatment.admit(p, 3, [row["index"]], row["t"])
     v = mk.svd(mk.jacobian(mk.encoder(p, row["t"]), case.xt), surveys.K).V[:1]
-    s = results.stored("effects")["strength"]
-    ends = treatment.treat(p, case, surveys.EDITS["plain"], v, [-s, s])
+    s = data.stored("effects")["strength"]
+    ends = methods.treat(p, case, surveys.EDITS["plain"], v, [-s, s])
     low, high = mk.read_factors(ends)[:, : puppets.STRANGER + 1]
     then = torch.tensor(row["own"][0])
     assert min((high - low - then).abs().max(), (low - high - then).abs().max()) < 0.1, row["index"]
@@ -184,26 +174,26 @@ def test_a_row_of_the_effects_is_what_it_was(p):
 
 def test_a_row_of_the_manifold_is_what_it_was(p):
     row, _ = a_row("manifold")
-    table, name = results.stored("manifold"), random.choice(["random", "plain"])
-    case = cases.admit(p, 3, [row["index"]], row["t"])
-    v = directions.direction(p, case, surveys.EDITS[name], results.average_puppet())
-    images = treatment.treat(p, case, surveys.EDITS[name], v, table["strengths"])
+    table, name = data.stored("manifold"), random.choice(["random", "plain"])
+    case = treatment.admit(p, 3, [row["index"]], row["t"])
+    v = methods.direction(p, case, surveys.EDITS[name], puppets.average_puppet())
+    images = methods.treat(p, case, surveys.EDITS[name], v, table["strengths"])
     change = (images - case.x0).abs().mean((1, 2, 3))
     assert change.tolist() == pytest.approx(row[name]["change"], abs=0.02), (row["index"], name)
 
 
 def a_row(name):
     """A random row of a stored survey, and its number of directions."""
-    if not results.is_stored(name):
+    if not data.is_stored(name):
         pytest.skip(f"no table {name}: run `make results NAME={name}`")
-    table = results.stored(name)
+    table = data.stored(name)
     return random.choice(table["rows"]), table.get("k")
 
 
 def test_a_row_of_when_he_is_decided_is_what_it_was(p, truth):
-    table = results.stored("decided")
+    table = data.stored("decided")
     row = random.choice(table["rows"])
-    ends, xt = cases.completions(p, table["seed"], row["index"], row["t"], row["of"])
+    ends, xt = treatment.completions(p, table["seed"], row["index"], row["t"], row["of"])
     seen = mk.read_factors(ends)[:, puppets.STRANGER] > 0.5
     assert abs(int(seen.sum()) - row["shown"]) <= 1, row
     abar = float(p.alphas_cumprod[row["t"]])
@@ -211,7 +201,7 @@ def test_a_row_of_when_he_is_decided_is_what_it_was(p, truth):
 
 
 def test_a_row_of_the_neurons_is_what_it_was(p):
-    table = results.stored("neurons")
+    table = data.stored("neurons")
     i = random.randrange(len(table["h"]))
     now = neurons.activations(p, table["seed"], [i], table["t"], jobs.CALLS)
     assert now["h"][0] == pytest.approx(table["h"][i], rel=0.01, abs=0.5), i
@@ -219,35 +209,35 @@ def test_a_row_of_the_neurons_is_what_it_was(p):
 
 
 def test_a_trial_of_a_neuron_is_what_it_was(p):
-    table = results.stored("neurons")
+    table = data.stored("neurons")
     j = random.randrange(len(table["trials"]["p"]))
-    ill = cases.admit(p, table["seed"], table["tried_on"], neurons.TIME, neurons.STEPS)
-    chosen = trials.protocol()
+    ill = treatment.admit(p, table["seed"], table["tried_on"], switching.TIME, switching.STEPS)
+    chosen = trial.protocol()
     now = jobs.try_neuron(p, ill, j, chosen["limit"], chosen["unrelated"])
     assert now["side"] == pytest.approx(table["trials"]["side"][j], rel=0.05, abs=0.01), j
 
 
 def test_a_row_of_the_switched_off_neuron_is_what_it_was(p):
-    table, chosen = results.stored("neuron_off"), trials.protocol()
-    j, name = random.randrange(len(table["ill"])), random.choice(list(neurons.STRENGTHS))
+    table, chosen = data.stored("neuron_off"), trial.protocol()
+    j, name = random.randrange(len(table["ill"])), random.choice(list(switching.STRENGTHS))
     k, i = random.randrange(3), table["ill"][j]
-    case = cases.admit(p, table["seed"], [i], neurons.TIME, neurons.STEPS)
-    dh = neurons.edits(results.stored("neurons"), i)[name]
-    image = neurons.edited(p, case, dh, neurons.STRENGTHS[name][k])
-    marks = cases.judge(case, image, chosen["limit"], chosen["unrelated"])
+    case = treatment.admit(p, table["seed"], [i], switching.TIME, switching.STEPS)
+    dh = switching.planned_edits(data.stored("neurons"), i)[name]
+    image = neurons.edited(p, case, dh, switching.STRENGTHS[name][k])
+    marks = treatment.judge(case, image, chosen["limit"], chosen["unrelated"])
     stored = table["rows"][name][k]
     for mark in ("side", "outside", "factor"):
         assert float(marks[mark][0]) == pytest.approx(stored[mark][j], rel=0.1, abs=0.02), (name, i)
 
 
 def test_a_row_of_the_turned_directions_is_what_it_was(p):
-    table, chosen = results.stored("turned"), trials.protocol()
-    j, name = random.randrange(len(table["ill"])), random.choice(list(neurons.TURNED))
-    i, s = table["ill"][j], neurons.TURNED[name][0]
-    case = cases.admit(p, table["seed"], [i], neurons.TIME, neurons.STEPS)
-    dh = neurons.turned(results.stored("neurons"), torch.tensor(table["places"]), i)[name]
+    table, chosen = data.stored("turned"), trial.protocol()
+    j, name = random.randrange(len(table["ill"])), random.choice(list(switching.TURNED))
+    i, s = table["ill"][j], switching.TURNED[name][0]
+    case = treatment.admit(p, table["seed"], [i], switching.TIME, switching.STEPS)
+    dh = switching.turned(data.stored("neurons"), torch.tensor(table["places"]), i)[name]
     image = neurons.edited(p, case, dh, s)
-    marks = cases.judge(case, image, chosen["limit"], chosen["unrelated"])
+    marks = treatment.judge(case, image, chosen["limit"], chosen["unrelated"])
     stored = table["rows"][name][0]
     for mark in ("side", "outside", "factor"):
         assert float(marks[mark][0]) == pytest.approx(stored[mark][j], rel=0.1, abs=0.02), (name, i)

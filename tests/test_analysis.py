@@ -6,7 +6,9 @@ import pytest
 import torch
 
 import mathkit as mk
-from mathkit import analysis, metric, puppets
+from mathkit.diffusion import edits
+from mathkit.linear import metric, spectrum, subspaces
+from mathkit.show import puppets
 
 
 def wave(r, size=32, angle=0.0):
@@ -18,27 +20,27 @@ def wave(r, size=32, angle=0.0):
 
 def test_a_wave_has_all_its_power_at_its_frequency():
     V = torch.stack([wave(3), wave(3, angle=math.pi / 2), wave(0), wave(16)])[:, None]
-    frequency, power = analysis.spectral_density(V.expand(-1, 3, -1, -1))
+    frequency, power = spectrum.spectral_density(V.expand(-1, 3, -1, -1))
     assert frequency.tolist() == list(range(17)) and power.argmax(1).tolist() == [3, 3, 0, 16]
     assert torch.allclose(power.amax(1), torch.ones(4).double())
 
 
 def test_white_noise_fills_the_rings_by_their_size():
     V = torch.randn(200, 1, 16, 16, generator=torch.Generator().manual_seed(0))
-    _, power = analysis.spectral_density(V)
+    _, power = spectrum.spectral_density(V)
     f = torch.fft.fftfreq(16) * 16
     ring = (f[:, None] ** 2 + f**2).sqrt().round().clamp(max=8)
     sizes = torch.stack([(ring == r).sum() for r in range(9)]).double() / 256
     assert torch.allclose(power.mean(0), sizes, atol=0.01)
     with pytest.raises(ValueError, match=r"\(k, C, H, H\)"):
-        analysis.spectral_density(torch.zeros(2, 3, 8, 16))
+        spectrum.spectral_density(torch.zeros(2, 3, 8, 16))
 
 
 def test_hutchinson_finds_the_sum_of_squares_within_its_error():
     M = torch.randn(30, 50, generator=torch.Generator().manual_seed(1))
     exact, off = float(M.square().sum()), []
     for seed in range(40):
-        total, error = analysis.total_stretch(mk.matrix(M), 30, seed)
+        total, error = spectrum.total_stretch(mk.matrix(M), 30, seed)
         off.append((total - exact) / error)
     assert abs(torch.tensor(off).mean()) < 0.5 and 0.7 < torch.tensor(off).std() < 1.4
 
@@ -48,23 +50,23 @@ def test_known_directions_leave_only_the_rest_to_chance(k):
     M = torch.randn(30, 50, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     M += 20 * torch.outer(torch.ones(30), torch.linspace(0, 1, 50)).double()
     exact, r = float(M.square().sum()), mk.svd(mk.matrix(M), k, tol=1e-10)
-    _, wide = analysis.total_stretch(mk.matrix(M), 30)
-    total, error = analysis.total_stretch(mk.matrix(M), 30, known=r)
+    _, wide = spectrum.total_stretch(mk.matrix(M), 30)
+    total, error = spectrum.total_stretch(mk.matrix(M), 30, known=r)
     assert error < wide / 20
     assert total == pytest.approx(exact, abs=4 * error + 1e-6)  # k = 30: nothing is left to chance
 
 
 def test_the_rank_is_where_the_share_is_reached():
     S = torch.tensor([3.0, 2.0, 1.0, 1.0])
-    assert [analysis.rank_at(S, 15, share) for share in (0.5, 0.6, 0.61, 0.87, 1.0)] == [
+    assert [spectrum.rank_at(S, 15, share) for share in (0.5, 0.6, 0.61, 0.87, 1.0)] == [
         1, 1, 2, 3, 4,
     ]  # fmt: skip
-    assert analysis.rank_at(S[:2], 40) is None
+    assert spectrum.rank_at(S[:2], 40) is None
 
 
 def test_tangents_are_finite_differences_of_the_renderer():
     q = puppets.sample_factors(1, seed=3, stranger=0).double()
-    J = analysis.tangents(q)
+    J = puppets.tangents(q)
     for j in (0, 4, 9):
         step = torch.zeros_like(q)
         step[0, j] = 1e-5
@@ -76,12 +78,12 @@ def test_tangent_shares_of_planted_spans():
     g = torch.Generator().manual_seed(2)
     Q = torch.linalg.qr(torch.randn(40, 40, generator=g)).Q.T
     J = torch.randn(4, 4, generator=g) @ Q[:4]
-    assert analysis.tangent_share(Q[:6], J) == pytest.approx((1, 1), abs=1e-5)
-    assert analysis.tangent_share(Q[4:9], J) == pytest.approx((0, 0), abs=1e-5)
+    assert subspaces.tangent_share(Q[:6], J) == pytest.approx((1, 1), abs=1e-5)
+    assert subspaces.tangent_share(Q[4:9], J) == pytest.approx((0, 0), abs=1e-5)
     long = torch.stack([10 * Q[0], Q[1]])
-    assert analysis.tangent_share(Q[:1], long) == pytest.approx((0.5, 100 / 101), abs=1e-4)
+    assert subspaces.tangent_share(Q[:1], long) == pytest.approx((0.5, 100 / 101), abs=1e-4)
     chance = [
-        analysis.tangent_share(torch.linalg.qr(torch.randn(40, 8, generator=g)).Q.T, J)[0]
+        subspaces.tangent_share(torch.linalg.qr(torch.randn(40, 8, generator=g)).Q.T, J)[0]
         for _ in range(200)
     ]
     assert torch.tensor(chance).mean() == pytest.approx(8 / 40, abs=0.02)
@@ -95,7 +97,7 @@ def circle(x):
 
 def test_paths_begin_and_end_where_they_should_and_shooting_says_by_how_much_it_does_not():
     x, y = torch.tensor([[0.2, 1.5, 0.3]]).double(), torch.tensor([[0.9, 1.0, -0.4]]).double()
-    found, miss = analysis.paths(circle, x, y, 12, k=3)
+    found, miss = edits.paths_between(circle, x, y, 12, k=3)
     assert list(found) == ["lerp", "slerp", "shooting"]
     for name, path in found.items():
         assert path.shape == (13, 3) and torch.allclose(path[0], x[0])
@@ -107,7 +109,7 @@ def test_paths_begin_and_end_where_they_should_and_shooting_says_by_how_much_it_
     turn = torch.nn.functional.cosine_similarity(found["slerp"][1:], found["slerp"][:-1])
     assert float(turn.max() - turn.min()) < 1e-12, "equal angles"
     with pytest.raises(ValueError, match="no great circle"):
-        analysis.paths(circle, x, 2 * x, 3, k=3)
+        edits.paths_between(circle, x, 2 * x, 3, k=3)
 
 
 def test_a_flat_map_has_paths_of_length_zero_and_a_turning_one_the_angle():

@@ -21,9 +21,11 @@ from conftest import make_tiny_unet
 from torch import Tensor
 
 import mathkit as mk
-from mathkit import atlas, diffusion, models, weights
+from mathkit import data
 from mathkit.__main__ import main as command
-from mathkit.hspace import MAPS
+from mathkit.diffusion import networks, sampling
+from mathkit.diffusion.encoder import MAPS
+from mathkit.tools import atlas
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL: dict[str, Any] = {"samples": [0, 3], "times": [999, 500], "k": 3, "steps": 5}
@@ -72,7 +74,7 @@ def content_of(folder: Path) -> Bytes:
 
 def walk(p: Any, i: int) -> dict[int, Tensor]:
     """x_t of sample i at each time of the grid, by DDIM written out, from mk.sample's own start."""
-    x = diffusion.start(p, 0, [i])
+    x = sampling.start(p, 0, [i])
     states = {GRID[0]: x}
     for now, then in pairwise([*GRID, -1]):
         a, b = float(p.alphas_cumprod[now]), float(p.alphas_cumprod[then]) if then >= 0 else 1.0
@@ -109,7 +111,7 @@ def test_items_are_the_svd_at_the_samples_own_states(tiny: Path, whole: Path) ->
 def test_each_map_agrees_with_its_dense_jacobian(tiny: Path, tmp_path: Path, name: str) -> None:
     atlas.build(tiny, tmp_path, name, samples=[1], times=[500], k=2, steps=5, tol=1e-5)
     abar = mk.load_model(tiny).alphas_cumprod
-    p = models.UNetModel(make_tiny_unet(torch.float64), abar)
+    p = networks.UNetModel(make_tiny_unet(torch.float64), abar)
     x = walk(mk.load_model(tiny), 1)[500].double()
     f: Callable[[Tensor], Tensor] = {
         "h": mk.encoder(p, 500),
@@ -171,7 +173,7 @@ def test_an_atlas_of_a_built_in_model_stays_on_the_cpu(
     monkeypatch.setattr(atlas, "_processes", refuse)
     with pytest.raises(RuntimeError, match="asked for auto"):
         atlas.build(tiny, tmp_path / "new", **SMALL)
-    monkeypatch.setattr(weights, "built_in", lambda: [str(tiny)])
+    monkeypatch.setattr(data, "built_in", lambda: [str(tiny)])
     with pytest.raises(RuntimeError, match="asked for cpu"):
         atlas.build(tiny, tmp_path / "new", **SMALL)
 
@@ -248,7 +250,7 @@ def kill_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], list[in
     for name in ("fsync", "replace"):
         monkeypatch.setattr(os, name, around(getattr(os, name)))
     opened = {"wb": Pen, "rb": open}
-    monkeypatch.setattr(weights, "open", lambda path, mode: opened[mode](path, mode), raising=False)
+    monkeypatch.setattr(data, "open", lambda path, mode: opened[mode](path, mode), raising=False)
     yield arm
     arm(-1)
 
@@ -358,7 +360,7 @@ def test_other_weights_and_another_torch_are_refused(
     with pytest.raises(ValueError, match="model .*, now .*; revision 'sha256:.*, now 'sha256:"):
         atlas.build(tmp_path / "tiny", copy, **SMALL)
     settings = atlas.load_atlas(copy).settings
-    digest = weights.sha256(tiny / "unet/diffusion_pytorch_model.safetensors")
+    digest = data.sha256(tiny / "unet/diffusion_pytorch_model.safetensors")
     assert settings["revision"] == f"sha256:{digest}" and settings["torch"] == torch.__version__
     (copy / "atlas.json").write_text(json.dumps(settings | {"torch": "2.0"}))
     with pytest.raises(ValueError, match="other settings: torch '2.0', now '.*'. Give the same"):

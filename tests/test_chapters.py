@@ -43,7 +43,7 @@ def test_sizes(path):
     assert longest <= 15, f"{path.name}: a code cell of {longest} lines"
     if path.stem.startswith(FREE):
         return
-    count = sum(len(lines(cell)) for cell in body(nb))
+    count = sum(not line.startswith(("import ", "from ")) for c in body(nb) for line in lines(c))
     assert 100 <= count <= 250, f"{path.name}: {count} code lines"
     assert 1000 <= words(nb) <= 2500, f"{path.name}: {words(nb)} words"
 
@@ -68,8 +68,8 @@ def test_exercises_are_complete(path):
 @EACH
 def test_there_are_figures_and_something_that_moves(path):
     code = "\n".join(cell.source for cell in code_cells(read(path)))
-    assert re.search(r"widgets\.(flipbook|live)\(", code)
-    assert len(re.findall(r"plot\.\w+\(|plt\.(subplots|figure)", code)) >= 3
+    assert re.search(r"draw\.(flipbook|live)\(", code)
+    assert len(re.findall(r"draw\.\w+\(|plt\.(subplots|figure)", code)) >= 3
 
 
 @pytest.mark.notebook

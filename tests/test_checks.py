@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mathkit.checks import TRANSFORMS, Verdict, check
+from mathkit.exercises import TRANSFORMS, Verdict, check
 
 VECTOR = torch.tensor([0.3, 1.7, -0.6, 2.9], dtype=torch.float64)
 MATRIX = torch.tensor([[1.0, 2.0, 0.5], [3.0, -1.0, 4.0]], dtype=torch.float64)

@@ -9,8 +9,10 @@ from test_models import SHAPE, Network, as_predicted, gaussian
 from torch import Tensor
 
 import mathkit as mk
-from mathkit.diffusion import ddim_step, start
-from mathkit.models import GaussianModel, UNetModel, linear_schedule
+from mathkit.diffusion.gaussian import GaussianModel
+from mathkit.diffusion.model import linear_schedule
+from mathkit.diffusion.networks import UNetModel
+from mathkit.diffusion.sampling import ddim_step, start
 
 STEPS = 20
 PREDICTIONS = ["epsilon", "v_prediction", "sample"]

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from mathkit import factors, puppets
-from mathkit.puppets import STRANGER
+from mathkit.show import puppets, reader
+from mathkit.show.puppets import STRANGER
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +16,7 @@ def frames():
 def test_the_reader_reads_every_factor(frames):
     q, images = frames
     with torch.no_grad():
-        z = factors.read_factors(images)
+        z = reader.read_factors(images)
     assert z.shape == q.shape
     wrong = (z - q)[:, :STRANGER].square().mean(0) / q[:, :STRANGER].var(0)
     assert (1 - wrong).min() >= 0.98
@@ -31,7 +31,7 @@ def test_the_reader_notices_a_factor_that_moved(frames):
     moved = q.clone()
     moved[:, 4] = 1 - moved[:, 4]
     with torch.no_grad():
-        z = factors.read_factors(puppets.render(moved))
+        z = reader.read_factors(puppets.render(moved))
     wrong = (z - q)[:, 4].square().mean() / q[:, 4].var()
     assert 1 - wrong < 0
 
@@ -39,7 +39,7 @@ def test_the_reader_notices_a_factor_that_moved(frames):
 def test_the_fit_finds_the_factors_and_the_distance(frames):
     q, images = frames
     noise = 0.05 * torch.randn(images[:12].shape, generator=torch.Generator().manual_seed(0))
-    found, distance = factors.fit_factors(images[:12] + noise)
+    found, distance = reader.fit_factors(images[:12] + noise)
     assert (found - q[:12])[:, :STRANGER].abs().mean() < 0.01
     assert torch.allclose(distance, torch.full((12,), 0.05), rtol=0.05)
 
@@ -47,20 +47,20 @@ def test_the_fit_finds_the_factors_and_the_distance(frames):
 def test_the_fit_measures_the_distance_of_what_is_no_puppet(frames):
     _, images = frames
     strange = images[:4].flip(2)
-    _, far = factors.fit_factors(strange)
-    _, near = factors.fit_factors(images[:4])
+    _, far = reader.fit_factors(strange)
+    _, near = reader.fit_factors(images[:4])
     assert near.max() < 0.02 and far.min() > 5 * near.max()
 
 
 def test_the_fit_keeps_the_stranger_it_is_given(frames):
     q, images = frames
-    found, distance = factors.fit_factors(images[:4], steps=5, stranger=1 - q[:4, STRANGER])
+    found, distance = reader.fit_factors(images[:4], steps=5, stranger=1 - q[:4, STRANGER])
     assert torch.equal(found[:, STRANGER], 1 - q[:4, STRANGER])
     assert distance.isfinite().all()
 
 
 def test_features_have_one_row_an_image(frames):
-    assert factors.read_features(frames[1][:5]).shape == (5, 256)
+    assert reader.read_features(frames[1][:5]).shape == (5, 256)
 
 
 @pytest.mark.parametrize(
@@ -76,4 +76,4 @@ def test_features_have_one_row_an_image(frames):
 )
 def test_what_is_no_image_is_refused(images, words):
     with pytest.raises(ValueError, match=words):
-        factors.read_factors(images)
+        reader.read_factors(images)

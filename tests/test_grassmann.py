@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import mathkit as mk
-from mathkit.grassmann import distance, matched_average, mean_subspace, principal_angles
+from mathkit.linear.subspaces import distance, matched_average, mean_subspace, principal_angles
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -13,7 +13,9 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from mathkit.__main__ import COMMANDS, main
+from mathkit.__main__ import COMMANDS
+from studies.__main__ import COMMANDS as STUDIES
+from studies.__main__ import main as studies
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -21,41 +23,18 @@ ENVIRONMENT = yaml.safe_load((ROOT / "environment.yml").read_text())["dependenci
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 ASKED_FOR = "jupyter numpy torch diffusers matplotlib ipywidgets scikit-learn".split()
 
-# A module imports only modules of the rows above its own.
-ROWS = [
-    "maps rules",
+# A module imports only from its own floor and from those above it.
+FLOORS = [
+    "data scores exercises",
     "linear",
-    "nodes",
-    "tape",
-    "jacobians lanczos grassmann",
-    "spectral lockstep",
-    "metric",
-    "puppets",
-    "faces superposition",
-    "weights",
-    "models",
-    "latents timing",
-    "loading diffusion factors",
-    "hspace",
-    "scores",
-    "cases analysis",
-    "directions",
-    "treatment rows",
-    "neurons sweeps",
-    "results",
-    "trials",
-    "surveys",
-    "jobs",
-    "training atlas",
-    "checks style tables",
-    "charts",
-    "plot",
-    "widgets study",
-    "experiments",
-    "report",
+    "diffusion",
+    "show",
+    "chapters",
+    "draw",
+    "tools",
+    "studies",
 ]
-OURS = {name: row for row, names in enumerate(ROWS) for name in names.split()}
-DOORS = {"__init__", "__main__"}
+FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names.split()}
 HEAVY = "accelerate diffusers ipywidgets matplotlib scipy skimage sklearn transformers".split()
 OTHER_NAMES = {"scikit-learn": "sklearn", "scikit-image": "skimage", "pillow": "PIL"}
 BROUGHT_ALONG = {"IPython", "cycler", "huggingface_hub"}  # by jupyter, matplotlib, diffusers
@@ -167,65 +146,63 @@ def test_make_names_the_cure_for_a_missing_venv_module(tmp_path):
 
 
 def test_a_command_that_cannot_go_on_says_why(capsys):
-    assert main(["ship", "everything"]) == 1
+    assert studies(["ship", "everything"]) == 1
     assert "takes no arguments" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_each_command_leads_somewhere(command):
-    module, function = {
-        "info": ("weights", "info"),
-        "patient": ("training", "main"),
-        "ship": ("training", "ship"),
-        "atlas": ("atlas", "main"),
-        "report": ("report", "main"),
-        "results": ("jobs", "run"),
-    }[command]
-    tree = ast.parse((ROOT / "mathkit" / f"{module}.py").read_text())
-    assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+@pytest.mark.parametrize("module", [m for _, m in (COMMANDS | STUDIES).values()])
+def test_each_command_leads_somewhere(module):
+    tree = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text())
+    assert "main" in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 
 
 # The modules -------------------------------------------------------------------------------------
 
 
 def imported(source):
-    """(mathkit's modules, other packages) that a module's source imports, anywhere in it."""
+    """(our modules, other packages) that a module's source imports, anywhere in it."""
     inner, outer = set(), set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            base = ".".join(filter(None, ["mathkit" if node.level else "", node.module or ""]))
-            names = [f"{base}.{a.name}" for a in node.names] if base == "mathkit" else [base]
+            assert not node.level, "imports are absolute"
+            package = node.module in ("mathkit", "studies")
+            names = [f"{node.module}.{a.name}" for a in node.names] if package else [node.module]
         else:
             continue
-        inner |= {name.split(".")[1] if "." in name else name for name in names if ours(name)}
+        inner |= {name for name in names if ours(name)}
         outer |= {name.split(".")[0] for name in names if not ours(name)}
     return inner, outer
 
 
 def ours(name):
-    return name.split(".")[0] == "mathkit"
+    return name.split(".")[0] in ("mathkit", "studies")
+
+
+def floor(module):
+    """Of mathkit.linear.map that of linear; of mathkit itself, which imports all, the last."""
+    first, *rest = module.split(".")
+    return FLOOR[rest[0] if first == "mathkit" else first] if rest else len(FLOORS)
 
 
 def violations(module, source):
     inner, outer = imported(source)
-    wrong = {name for name in inner if OURS.get(name, len(ROWS)) >= OURS[module]}
+    wrong = {name for name in inner if floor(name) > floor(module)}
+    private = {n for n in inner if "._" in n and not module.startswith(n.split("._")[0] + ".")}
     declared = {Requirement(line).name for line in PROJECT["dependencies"]}
     allowed = {OTHER_NAMES.get(n, n) for n in declared} | set(sys.stdlib_module_names)
-    return sorted(wrong | (outer - allowed - BROUGHT_ALONG))
+    return sorted(wrong | private | (outer - allowed - BROUGHT_ALONG))
 
 
 def modules():
-    found = {path.stem: path.read_text() for path in (ROOT / "mathkit").glob("*.py")}
-    return {name: source for name, source in found.items() if name not in DOORS}
+    """Every module but the doors, by its dotted name."""
+    paths = [p for top in ("mathkit", "studies") for p in sorted((ROOT / top).rglob("*.py"))]
+    names = {".".join(p.relative_to(ROOT).with_suffix("").parts): p.read_text() for p in paths}
+    return {name: text for name, text in names.items() if not name.endswith("__")}
 
 
-def test_every_module_has_its_row():
-    assert sorted(modules().keys() - OURS.keys()) == []
-
-
-def test_modules_import_only_from_rows_above():
+def test_each_floor_imports_only_from_those_above():
     found = {name: violations(name, source) for name, source in modules().items()}
     assert {name: wrong for name, wrong in found.items() if wrong} == {}
 
@@ -233,25 +210,31 @@ def test_modules_import_only_from_rows_above():
 @pytest.mark.parametrize(
     ("module", "source", "wrong"),
     [
-        ("maps", "from mathkit.spectral import svd", ["spectral"]),
-        ("maps", "from .plot import row", ["plot"]),
-        ("grassmann", "def f():\n    from mathkit import spectral", ["spectral"]),
-        ("scores", "import mathkit.treatment as t", ["treatment"]),
-        ("scores", "import mathkit as mk", ["mathkit"]),
-        ("scores", "import pandas", ["pandas"]),
-        ("treatment", "from mathkit.scores import wilson\nimport torch, math", []),
+        ("mathkit.linear.map", "from mathkit.draw.pictures import row", ["mathkit.draw.pictures"]),
+        ("mathkit.linear.map", "def f():\n    from mathkit import show", ["mathkit.show"]),
+        ("mathkit.scores", "import mathkit.linear.svd as t", ["mathkit.linear.svd"]),
+        ("mathkit.scores", "import mathkit as mk", ["mathkit"]),
+        ("mathkit.scores", "import pandas", ["pandas"]),
+        ("mathkit.tools.atlas", "from studies import rows", ["studies.rows"]),
+        ("mathkit.show.x", "from mathkit.linear._tape import twice", ["mathkit.linear._tape"]),
+        ("studies.rows", "from mathkit.scores import wilson\nimport torch, math", []),
+        ("mathkit.linear.x", "from mathkit.linear._tape.rules import Rule", []),
     ],
 )
 def test_a_planted_import_is_found(module, source, wrong):
     assert violations(module, source) == wrong
 
 
-def test_no_public_function_has_a_modules_name():
+def test_the_door_names_what_it_opens():
     import mathkit
 
-    public = {name for name in vars(mathkit) if not name.startswith("_")} - OURS.keys()
-    assert not any(name[0].isdigit() for name in public)
-    assert {n for n in OURS if callable(vars(mathkit).get(n))} == set()
+    assert all(hasattr(mathkit, name) for name in mathkit.__all__)
+    lines = ast.parse((ROOT / "mathkit/__init__.py").read_text()).body
+    imports = [node for node in lines if isinstance(node, ast.ImportFrom)]
+    defined = {alias.asname or alias.name for node in imports for alias in node.names}
+    assert defined == set(mathkit.__all__)
+    for folder in FLOOR:
+        assert re.search(rf"^{folder}\b|, {folder}\b", mathkit.__doc__ + "\nstudies", re.M), folder
 
 
 def test_importing_mathkit_loads_nothing_heavy():

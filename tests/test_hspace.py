@@ -13,9 +13,12 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import mathkit as mk
-from mathkit.diffusion import ddim_step
-from mathkit.hspace import MAPS, at_bottleneck, h_step, kappa
-from mathkit.models import GaussianModel, UNetModel, linear_schedule
+from mathkit.diffusion.edits import h_step, kappa
+from mathkit.diffusion.encoder import MAPS, at_bottleneck
+from mathkit.diffusion.gaussian import GaussianModel
+from mathkit.diffusion.model import linear_schedule
+from mathkit.diffusion.networks import UNetModel
+from mathkit.diffusion.sampling import ddim_step
 
 T = 600
 

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import mathkit as mk
-from mathkit import jacobians, linear, tape
-from mathkit.tape import Tape
+from mathkit.linear import jacobian
+from mathkit.linear._tape import convolution, tape
+from mathkit.linear._tape.tape import Tape
 
 f64 = pytest.mark.usefixtures("float64")
 
@@ -214,8 +215,8 @@ def sizes(request, monkeypatch):
         monkeypatch.setattr(owner, name, watched)
 
     if request.param == "graph":
-        monkeypatch.setattr(jacobians, "read", lambda *call: None)
-        watch(jacobians, "_back")
+        monkeypatch.setattr(jacobian, "read", lambda *call: None)
+        watch(jacobian, "_back")
     else:
         mk.jacobian(torch.sin, torch.zeros(1, 4))  # compared with autograd before we count
         watch(Tape, "push"), watch(Tape, "pull")
@@ -310,7 +311,7 @@ def test_an_output_object_and_a_batch_norm_that_learns(tiny_unet_double):
 @pytest.fixture(params=["tape", "graph"])
 def way(request, monkeypatch):
     if request.param == "graph":
-        monkeypatch.setattr(jacobians, "read", lambda *call: None)
+        monkeypatch.setattr(jacobian, "read", lambda *call: None)
     return request.param
 
 
@@ -320,8 +321,8 @@ GRAPH = {"weights from x", "max pool", "fft"}
 @f64
 @pytest.mark.parametrize("name", CASES)
 def test_which_cases_have_a_tape(name):
-    passes = jacobians.record(CASES[name](), torch.randn(1, 4, 8, 8))
-    assert isinstance(passes, jacobians.Graph if name in GRAPH else Tape)
+    passes = jacobian.record(CASES[name](), torch.randn(1, 4, 8, 8))
+    assert isinstance(passes, jacobian.Graph if name in GRAPH else Tape)
 
 
 @f64
@@ -329,7 +330,7 @@ def test_which_cases_have_a_tape(name):
 def test_every_case_without_its_tape(name, monkeypatch):
     f, x = CASES[name](), torch.randn(1, 4, 8, 8)
     A = mk.jacobian(f, x)
-    monkeypatch.setattr(jacobians, "read", lambda *call: None)
+    monkeypatch.setattr(jacobian, "read", lambda *call: None)
     B = mk.jacobian(f, x)
     V, U = rows(3, A.in_shape), rows(3, A.out_shape)
     torch.testing.assert_close(A.push(V), B.push(V), rtol=1e-11, atol=1e-12)
@@ -344,7 +345,7 @@ def test_a_checkpointed_unet(tiny_unet_double, way):
     expected = plain.push(V), plain.pull(V)
     tape._trusted.clear()
     tiny_unet_double.enable_gradient_checkpointing()
-    assert isinstance(jacobians.record(f, x), Tape) is (way == "tape")
+    assert isinstance(jacobian.record(f, x), Tape) is (way == "tape")
     A = mk.jacobian(f, x)
     torch.testing.assert_close(A.push(V), expected[0], rtol=1e-11, atol=1e-12)
     torch.testing.assert_close(A.pull(V), expected[1], rtol=1e-11, atol=1e-12)
@@ -419,7 +420,7 @@ def cudnn(monkeypatch):
         real = getattr(torch.ops.aten, name)
         assert len(real.default._schema.arguments) == len(inspect.signature(fake).parameters)
         monkeypatch.setattr(torch.ops.aten, name, fake)
-    monkeypatch.setattr(linear, "by_cudnn", lambda x: True)
+    monkeypatch.setattr(convolution, "by_cudnn", lambda x: True)
     return told
 
 
@@ -432,7 +433,7 @@ def test_float32_convolutions_on_a_gpu_are_whole_unless_coarse(cudnn, way):
     exact = A.push(V), A.pull(U)
     assert len(cudnn) >= 4 and not any(cudnn)
     cudnn.clear()
-    with linear.coarse():
+    with convolution.coarse():
         found = A.push(V), A.pull(U)
     assert all(cudnn) if way == "tape" else not any(cudnn)
     torch.testing.assert_close(found, exact)
@@ -443,13 +444,13 @@ def test_float32_convolutions_on_a_gpu_are_whole_unless_coarse(cudnn, way):
 
 def test_coarse_is_for_one_thread_and_float32(cudnn):
     seen = []
-    with linear.coarse():
-        other = threading.Thread(target=lambda: seen.append(linear._coarse.get()))
+    with convolution.coarse():
+        other = threading.Thread(target=lambda: seen.append(convolution._coarse.get()))
         other.start(), other.join()
-        assert linear._coarse.get() and seen == [False]
+        assert convolution._coarse.get() and seen == [False]
         f, x = conv().double(), torch.randn(1, 4, 8, 8, dtype=torch.float64)
         mk.jacobian(f, x).push(x)
-    assert not cudnn and not linear._coarse.get()
+    assert not cudnn and not convolution._coarse.get()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -13,7 +13,9 @@ from conftest import make_tiny_unet
 from standins import edit, old_name
 
 import mathkit as mk
-from mathkit import loading, weights
+from mathkit import data
+from mathkit.diffusion import hub, load
+from studies import ship
 
 Change = Callable[[Path], object]
 
@@ -32,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
 def legacy(folder: Path, place: Path, suffix: str = ".bin") -> Path:
     """The same model in the old layout: everything at the root, old attention names, a .bin."""
     place.mkdir()
-    state = weights.read(folder / "unet/diffusion_pytorch_model.safetensors")
+    state = data.read_tensors(folder / "unet/diffusion_pytorch_model.safetensors")
     state = {old_name(key): value for key, value in state.items()}
     assert any("proj_attn" in key for key in state)
     if suffix == ".bin":
@@ -54,7 +56,7 @@ def test_a_saved_pipeline_loads_frozen_in_float32(folder: Path) -> None:
     abar = p.alphas_cumprod[400]
     eps = abar.sqrt() * unet(x, 400).sample + (1 - abar).sqrt() * x
     torch.testing.assert_close(p.noise(x, 400), eps.float(), rtol=1e-4, atol=1e-5)
-    digest = weights.sha256(folder / "unet/diffusion_pytorch_model.safetensors")
+    digest = data.sha256(folder / "unet/diffusion_pytorch_model.safetensors")
     assert p.revision == f"sha256:{digest}" and str(folder) in repr(p)
 
 
@@ -63,14 +65,14 @@ def test_a_built_in_model_stays_on_the_cpu_and_others_take_the_gpu(
 ) -> None:
     """A planted GPU: torch says there is one, and no network is moved there."""
     asked: list[str] = []
-    network = loading._network
+    network = load._network
 
     def moved(config: dict[str, object], file: Path, device: torch.device, dtype: object) -> object:
         asked.append(device.type)
         return network(config, file, torch.device("cpu"), torch.float32)
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(loading, "_network", moved)
+    monkeypatch.setattr(load, "_network", moved)
     for name in ("understudy", folder):
         mk.load_model(name)
     mk.load_model("understudy", device="cuda")
@@ -111,7 +113,7 @@ def test_a_pickle_that_is_no_state_is_refused(folder: Path, tmp_path: Path) -> N
 @pytest.fixture
 def shipped(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     data = tmp_path / "data"
-    weights.ship({"alice": folder}, command="c", seed=0, metrics={}, data=data)
+    ship.copy_in({"alice": folder}, command="c", seed=0, metrics={}, into=data)
     monkeypatch.setenv("MATHKIT_DATA", str(data))
     return data
 
@@ -187,11 +189,11 @@ def test_a_cached_hub_model_needs_no_network_and_its_commit_is_recorded(
     cached(tmp_path / "hub", old, "someone/old", commit)
     assert mk.load_model("someone/new").revision == commit
     assert mk.load_model("someone/old", revision=commit).revision == commit
-    monkeypatch.setattr(loading, "PUBLISHED", {("someone/old", commit): "0" * 64})
+    monkeypatch.setattr(hub, "PUBLISHED", {("someone/old", commit): "0" * 64})
     with pytest.raises(ValueError, match="not the published file"):
         mk.load_model("someone/old")
-    digest = weights.sha256(old / "diffusion_pytorch_model.bin")
-    monkeypatch.setattr(loading, "PUBLISHED", {("someone/old", commit): digest})
+    digest = data.sha256(old / "diffusion_pytorch_model.bin")
+    monkeypatch.setattr(hub, "PUBLISHED", {("someone/old", commit): digest})
     assert "published SHA-256" in repr(mk.load_model("someone/old"))
 
 

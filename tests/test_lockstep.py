@@ -10,15 +10,17 @@ from conftest import make_tiny_unet
 from torch import Tensor
 
 import mathkit as mk
-from mathkit import linear, lockstep, models
-from mathkit.hspace import MAPS
-from mathkit.lockstep import side_by_side
-from mathkit.tape import Tape
+from mathkit.diffusion import model, networks
+from mathkit.diffusion.encoder import MAPS
+from mathkit.linear._tape import convolution
+from mathkit.linear._tape.tape import Tape
+from mathkit.tools import lockstep
+from mathkit.tools.lockstep import side_by_side
 
 
 @pytest.fixture(scope="module")
 def p() -> Any:
-    return models.UNetModel(make_tiny_unet(), models.linear_schedule(1000), "epsilon")
+    return networks.UNetModel(make_tiny_unet(), model.linear_schedule(1000), "epsilon")
 
 
 @pytest.fixture
@@ -162,7 +164,7 @@ def test_what_may_be_rounded_is_not_mixed_with_what_may_not(
         inside = []
         push = Tape.push
         monkeypatch.setattr(
-            Tape, "push", lambda t, v: inside.append(linear.is_coarse()) or push(t, v)
+            Tape, "push", lambda t, v: inside.append(convolution.is_coarse()) or push(t, v)
         )
         answer = run(self, side, rows)
         monkeypatch.setattr(Tape, "push", push)
@@ -173,7 +175,7 @@ def test_what_may_be_rounded_is_not_mixed_with_what_may_not(
     f, x, turns = MAPS["h"](p, 500), torch.randn(3, 3, 16, 16), iter(range(3))
 
     def search(A: mk.LinearMap) -> Any:
-        with linear.coarse(next(turns) > 0):
+        with convolution.coarse(next(turns) > 0):
             return A.push(torch.ones(1, 3, 16, 16))
 
     side_by_side(f, x, search)

@@ -1,6 +1,5 @@
 """Linear maps against dense matrices, NumPy, SciPy and the theorems they must obey."""
 
-import doctest
 import math
 import operator
 from fractions import Fraction
@@ -11,7 +10,8 @@ import pytest
 import torch
 
 import mathkit as mk
-from mathkit import maps, timing
+from mathkit.linear import map as maps
+from mathkit.tools import timing
 
 f64 = pytest.mark.usefixtures("float64")
 
@@ -581,11 +581,6 @@ def test_a_map_on_a_gpu_takes_and_gives():
     np.testing.assert_allclose(A.scipy() @ np.eye(4), M.numpy(), rtol=1e-5)
     with torch.autocast("cuda", torch.bfloat16):
         torch.testing.assert_close(A.push(torch.eye(4)).cpu(), M.T)
-
-
-def test_the_examples_in_the_docstrings_run():
-    ran = doctest.testmod(maps, extraglobs={"mk": mk})
-    assert ran.failed == 0 and ran.attempted > 10
 
 
 # --- the adjoint identity ---------------------------------------------------------------------

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import mathkit as mk
-from mathkit import metric
+from mathkit.linear import metric
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from mathkit import jacobian
-from mathkit.models import GaussianModel, Model, UNetModel, linear_schedule
+from mathkit.diffusion.gaussian import GaussianModel
+from mathkit.diffusion.model import Model, linear_schedule
+from mathkit.diffusion.networks import UNetModel
 
 SHAPE = (1, 2, 3)
 TIMES = [0, 300, 999]

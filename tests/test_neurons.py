@@ -6,14 +6,17 @@ import torch
 from conftest import make_tiny_unet
 
 import mathkit as mk
-from mathkit import cases, models, neurons, puppets
-from mathkit.puppets import STRANGER
+from mathkit.chapters import neurons, treatment
+from mathkit.diffusion import model, networks
+from mathkit.show import puppets
+from mathkit.show.puppets import STRANGER
+from studies import switching
 
 
 @pytest.fixture(scope="module")
 def p():
     """A tiny random U-Net on 64 x 64 puppets."""
-    return models.UNetModel(make_tiny_unet(size=64), models.linear_schedule(40))
+    return networks.UNetModel(make_tiny_unet(size=64), model.linear_schedule(40))
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +25,7 @@ def ill(p):
     x0, cure = puppets.render(q), puppets.counterfactual(q)
     xt = torch.randn(x0.shape, generator=torch.Generator().manual_seed(1))
     zero = torch.zeros(2)
-    return cases.Cases(5, [0, 1], 20, 3, xt, x0, q, zero, cure, cases.region(cure))
+    return treatment.Cases(5, [0, 1], 20, 3, xt, x0, q, zero, cure, treatment.region(cure))
 
 
 @pytest.fixture
@@ -77,14 +80,14 @@ def test_the_mean_difference_leads_from_the_ill_to_the_healthy(table):
 def test_activations_are_the_pooled_bottleneck_of_the_samples_own_state(p, bottleneck):
     t = mk.timesteps(p, 39, 25)[10]
     found = neurons.activations(p, 3, [4, 9], t, steps=2)
-    xt = cases.trajectory(p, 3, [4, 9], t)
+    xt = treatment.trajectory(p, 3, [4, 9], t)
     expected = bottleneck(p.unet, t)(xt)
     assert torch.allclose(torch.tensor(found["h"]), expected.sum((2, 3)), rtol=1e-3, atol=1e-4)
     assert torch.tensor(found["factors"]).shape == (2, 11)
 
 
 def test_an_edit_of_strength_zero_changes_nothing_and_one_of_eight_does(p, ill):
-    plain = cases.finish(p, ill.xt, ill.t, ill.steps)
+    plain = treatment.finish(p, ill.xt, ill.t, ill.steps)
     dh = neurons.silenced(2)
     assert torch.allclose(neurons.edited(p, ill, dh, 0), plain, atol=1e-5)
     assert (neurons.edited(p, ill, dh, 8) - plain).abs().max() > 1e-3
@@ -103,20 +106,20 @@ def channel_of(dh):
 
 
 def test_the_rows_pick_their_neurons(table):
-    made = neurons.edits(table, 0)
-    assert list(made) == list(neurons.STRENGTHS)
+    made = switching.planned_edits(table, 0)
+    assert list(made) == list(switching.STRENGTHS)
     assert channel_of(made["answers most"]) == 3
     assert channel_of(made["best by trial"]) == 6, "the one that destroys must not win"
-    others = [channel_of(neurons.edits(table, i)["another"]) for i in range(30)]
+    others = [channel_of(switching.planned_edits(table, i)["another"]) for i in range(30)]
     assert 3 not in others and len(set(others)) > 3
-    again = [channel_of(neurons.edits(table, i)["another"]) for i in range(30)]
+    again = [channel_of(switching.planned_edits(table, i)["another"]) for i in range(30)]
     assert others == again
 
 
 def test_a_sweep_gives_a_record_for_each_row_and_strength(p, ill, table):
-    few = {row: strengths[:2] for row, strengths in neurons.STRENGTHS.items()}
-    made = neurons.edits(table, 0), few
-    records = neurons.sweep(p, ill[0], *made, limit=0.08, unrelated=0.25)
+    few = {row: strengths[:2] for row, strengths in switching.STRENGTHS.items()}
+    made = switching.planned_edits(table, 0), few
+    records = switching.try_edits(p, ill[0], *made, limit=0.08, unrelated=0.25)
     assert [(r["row"], r["strength"]) for r in records] == [
         (row, s) for row, strengths in few.items() for s in strengths
     ]
@@ -125,10 +128,10 @@ def test_a_sweep_gives_a_record_for_each_row_and_strength(p, ill, table):
 
 def test_completions_are_drawn_again_from_their_seeds_and_differ(p):
     t = mk.timesteps(p, 39, 25)[1]
-    ends, xt = cases.completions(p, 2, 5, t, count=3, steps=4)
-    assert ends.shape == (3, 3, 64, 64) and torch.equal(xt, cases.trajectory(p, 2, [5], t))
+    ends, xt = treatment.completions(p, 2, 5, t, count=3, steps=4)
+    assert ends.shape == (3, 3, 64, 64) and torch.equal(xt, treatment.trajectory(p, 2, [5], t))
     assert (ends[0] - ends[1]).abs().mean() > 0.01
-    more, _ = cases.completions(p, 2, 5, t, count=4, steps=4)
+    more, _ = treatment.completions(p, 2, 5, t, count=4, steps=4)
     assert torch.allclose(more[:3], ends, atol=1e-5)
 
 
@@ -155,7 +158,7 @@ def test_apart_is_orthogonal_to_the_others_and_nothing_more_is_lost():
 
 def test_sums_by_place_pool_to_the_activations(p):
     t, ill = mk.timesteps(p, 39, 25)[1], torch.tensor([True, False, False])
-    sums = neurons.place_sums(p, 3, [4, 9, 2], t, ill)
+    sums = switching.place_sums(p, 3, [4, 9, 2], t, ill)
     h = torch.tensor(neurons.activations(p, 3, [4, 9, 2], t, steps=2)["h"])
     assert torch.allclose(sums[0].sum((1, 2)), h[0], rtol=0.01, atol=0.01)
     assert torch.allclose(sums[1].sum((1, 2)), h[1] + h[2], rtol=0.01, atol=0.01)
@@ -166,14 +169,14 @@ def test_turned_directions_share_their_length_and_leave_the_readable_dials_alone
         "h": torch.randn(60, 8, generator=torch.Generator().manual_seed(4)).tolist()
     }
     places = torch.randn(8, 2, 2, generator=torch.Generator().manual_seed(5))
-    made = neurons.turned(many, places, 3)
-    assert list(made) == list(neurons.TURNED)
+    made = switching.turned(many, places, 3)
+    assert list(made) == list(switching.TURNED)
     lengths = [float(made[name].norm()) for name in ("apart", "random", "head tilt")]
     assert lengths == pytest.approx([lengths[0]] * 3)
     assert float(made["random by place"].norm()) == pytest.approx(float(places.norm()))
     B = neurons.regressions(torch.tensor(many["h"]), torch.tensor(many["factors"]))
-    assert (B[list(neurons.READABLE)] @ made["apart"].flatten()).abs().max() < 1e-4
+    assert (B[list(switching.READABLE)] @ made["apart"].flatten()).abs().max() < 1e-4
     assert float(B[10] @ made["apart"].flatten()) < 0, "away from him"
-    other, same = neurons.turned(many, places, 4), neurons.turned(many, places, 3)
+    other, same = switching.turned(many, places, 4), switching.turned(many, places, 3)
     assert not torch.equal(other["random"], made["random"])
     assert torch.equal(same["random"], made["random"])

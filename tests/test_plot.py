@@ -17,7 +17,7 @@ from matplotlib.colors import to_rgb  # noqa: E402
 from PIL import Image  # noqa: E402
 from skimage.color import deltaE_ciede2000, rgb2lab  # noqa: E402
 
-from mathkit import plot, style  # noqa: E402
+from mathkit.draw import pictures, style  # noqa: E402
 
 NAMES = ["curtain hue", "felt hue", "eye size", "mouth opening", "smile", "light", "stranger"]
 PHONE = 390  # px, the width at which a figure must still be read
@@ -51,8 +51,8 @@ def svd2(*rows):
 
 def two_spectra():
     s = torch.linspace(42, 20, 12)
-    ax = plot.spectrum(s, residuals=0.03 * s, k=3, label="encoder", title="Singular values")
-    return plot.spectrum(0.6 * s, label="pooled", ax=ax)
+    ax = pictures.spectrum(s, residuals=0.03 * s, k=3, label="encoder", title="Singular values")
+    return pictures.spectrum(0.6 * s, label="pooled", ax=ax)
 
 
 def trends():
@@ -67,45 +67,51 @@ def trends():
 
 
 GALLERY = {
-    "row": lambda: plot.row(images(8), [f"t = {t}" for t in range(900, 100, -100)], title="Noise"),
-    "stage": lambda: plot.stage(
+    "row": lambda: pictures.strip(
+        images(8), [f"t = {t}" for t in range(900, 100, -100)], title="Noise"
+    ),
+    "stage": lambda: pictures.stage(
         torch.tensor([[0.8, 0.0], [1.0, 1.2]]), torch.eye(2), 1.8, "Stretched and turned"
     ),
-    "features": lambda: plot.features(
+    "features": lambda: pictures.features(
         torch.stack([rand(2, 5, seed=i) - 0.5 for i in range(7)]),
         [f"p = {p}" for p in (1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01)],
         title="Five features",
     ),
-    "row wrapped": lambda: plot.row(images(20), torch.linspace(0, 1, 20), title="Doses"),
-    "row long labels": lambda: plot.row(
+    "row wrapped": lambda: pictures.strip(images(20), torch.linspace(0, 1, 20), title="Doses"),
+    "row long labels": lambda: pictures.strip(
         images(3), ["untreated", "a cure that went wrong", "cured"]
     ),
-    "row alone": lambda: plot.row(images(1), ["x"]),
-    "directions": lambda: plot.row(torch.randn(6, 3, 9, 9, generator=rng()), range(6), signed=True),
-    "directions, one channel": lambda: plot.row(images(4, 1), signed=True, title="A " * 60),
-    "cards": lambda: plot.cards(
+    "row alone": lambda: pictures.strip(images(1), ["x"]),
+    "directions": lambda: pictures.strip(
+        torch.randn(6, 3, 9, 9, generator=rng()), range(6), signed=True
+    ),
+    "directions, one channel": lambda: pictures.strip(images(4, 1), signed=True, title="A " * 60),
+    "cards": lambda: pictures.cards(
         images(4), rand(4, 7), NAMES, reference=rand(4, 7, seed=1), accent="smile", title="Case 1"
     ),
-    "cards wrapped": lambda: plot.cards(images(6), rand(6, 3), NAMES[:3]),
+    "cards wrapped": lambda: pictures.cards(images(6), rand(6, 3), NAMES[:3]),
     "spectrum": two_spectra,
-    "spectrum, log": lambda: plot.spectrum(10.0 ** -torch.arange(9), log=True, k=4),
-    "ellipse": lambda: plot.ellipse(*svd2([1.6, 0.7], [0.2, 0.8]), title="The longest image"),
-    "ellipse, flat": lambda: plot.ellipse(*svd2([3.0, 1.0], [0.0, 0.0])),
-    "ellipse, circle": lambda: plot.ellipse(*svd2([1.0, 0.0], [0.0, 1.0])),
-    "heat": lambda: plot.heat(
+    "spectrum, log": lambda: pictures.spectrum(10.0 ** -torch.arange(9), log=True, k=4),
+    "ellipse": lambda: pictures.ellipse(*svd2([1.6, 0.7], [0.2, 0.8]), title="The longest image"),
+    "ellipse, flat": lambda: pictures.ellipse(*svd2([3.0, 1.0], [0.0, 0.0])),
+    "ellipse, circle": lambda: pictures.ellipse(*svd2([1.0, 0.0], [0.0, 1.0])),
+    "heat": lambda: pictures.heat(
         rand(7, 7), rows=NAMES, columns=NAMES, title="Overlap", label="cosine"
     ),
-    "heat, signed": lambda: plot.heat(rand(4, 9) - 0.5, signed=True, label="correlation"),
-    "heat, large": lambda: plot.heat(rand(24, 24), title="Phase diagram"),
-    "tradeoff": lambda: plot.tradeoff(curves(), accent="local SVD of h", title="What a cure costs"),
-    "over time": lambda: plot.over_time(
+    "heat, signed": lambda: pictures.heat(rand(4, 9) - 0.5, signed=True, label="correlation"),
+    "heat, large": lambda: pictures.heat(rand(24, 24), title="Phase diagram"),
+    "tradeoff": lambda: pictures.tradeoff(
+        curves(), accent="local SVD of h", title="What a cure costs"
+    ),
+    "over time": lambda: pictures.over_time(
         trends(),
         levels={"chance": 0.05},
         accent="exact posterior",
         title="Found of the tangent space",
         ylabel="share",
     ),
-    "over time, log": lambda: plot.over_time(trends(), log=True, levels={"floor": 1e-3}),
+    "over time, log": lambda: pictures.over_time(trends(), log=True, levels={"floor": 1e-3}),
 }
 
 
@@ -168,30 +174,30 @@ def test_text_is_legible_on_a_phone(ax):
 
 
 def test_png_is_small_and_sharp(ax):
-    data = plot.png(ax)
+    data = pictures.png(ax)
     assert len(data) <= 60_000
     assert Image.open(io.BytesIO(data)).size[0] >= 2 * PHONE
 
 
 def test_the_same_figure_gives_the_same_bytes():
     for make in (GALLERY["row"], GALLERY["tradeoff"]):
-        assert plot.png(make()) == plot.png(make().figure)
+        assert pictures.png(make()) == pictures.png(make().figure)
 
 
 def test_the_paper_shows(ax):
-    corner = Image.open(io.BytesIO(plot.png(ax))).convert("RGB").getpixel((1, 1))
+    corner = Image.open(io.BytesIO(pictures.png(ax))).convert("RGB").getpixel((1, 1))
     assert np.abs(np.array(corner) / 255 - to_rgb(style.PAPER)).max() < 0.02
 
 
 def test_an_axes_given_is_the_one_that_comes_back():
     figure, axes = plt.subplots(2, 3, layout="constrained", figsize=(9, 6))
     draws = [
-        lambda ax: plot.row(images(4), ax=ax),
-        lambda ax: plot.cards(images(2), rand(2, 3), NAMES[:3], ax=ax),
-        lambda ax: plot.spectrum(torch.ones(3), ax=ax),
-        lambda ax: plot.ellipse(*svd2([1.6, 0.7], [0.2, 0.8]), ax=ax),
-        lambda ax: plot.heat(rand(3, 3), ax=ax),
-        lambda ax: plot.tradeoff(curves(), ax=ax),
+        lambda ax: pictures.strip(images(4), ax=ax),
+        lambda ax: pictures.cards(images(2), rand(2, 3), NAMES[:3], ax=ax),
+        lambda ax: pictures.spectrum(torch.ones(3), ax=ax),
+        lambda ax: pictures.ellipse(*svd2([1.6, 0.7], [0.2, 0.8]), ax=ax),
+        lambda ax: pictures.heat(rand(3, 3), ax=ax),
+        lambda ax: pictures.tradeoff(curves(), ax=ax),
     ]
     for axes_one, draw in zip(axes.flat, draws, strict=True):
         assert draw(axes_one) is axes_one
@@ -214,7 +220,7 @@ def test_the_checkers_see_a_planted_fault():
 
 def drawn(image):
     """The colours of the only picture of a row, (H, W, 3)."""
-    return plot.row(image, signed=image.shape[1] == 1).images[0].get_array()
+    return pictures.strip(image, signed=image.shape[1] == 1).images[0].get_array()
 
 
 def test_images_run_from_black_to_white_and_are_cut_beyond():
@@ -225,45 +231,49 @@ def test_images_run_from_black_to_white_and_are_cut_beyond():
 def test_signed_images_have_zero_in_the_middle_whatever_their_size():
     for size in (1e-4, 50.0):
         v = size * torch.tensor([[-2.0, 0, 1.0, 2.0]]).expand(1, 3, 1, 4)
-        colours = plot.row(v, signed=True).images[0].get_array()
+        colours = pictures.strip(v, signed=True).images[0].get_array()
         assert np.allclose(colours[0, :, 0], [0, 0.5, 0.75, 1])
         one = drawn(v[:, :1])
         assert np.allclose(one[0, 1], to_rgb("#f6f6f6"), atol=0.02)
         assert one[0, 0, 2] > one[0, 0, 0] and one[0, 3, 0] > one[0, 3, 2]  # blue, red
-    assert np.allclose(plot.row(0 * v, signed=True).images[0].get_array(), 0.5)
+    assert np.allclose(pictures.strip(0 * v, signed=True).images[0].get_array(), 0.5)
 
 
 def test_a_common_scale_keeps_small_directions_pale():
     v = torch.stack([torch.full((3, 2, 2), 1.0), torch.full((3, 2, 2), 0.1)])
-    pale = plot.row(v, signed=True, scale=1.0).images[1].get_array()
+    pale = pictures.strip(v, signed=True, scale=1.0).images[1].get_array()
     assert np.allclose(pale, 0.55)
 
 
 def test_bars_are_as_long_as_the_factors_and_cut_at_the_track():
-    ax = plot.cards(images(1), torch.tensor([[0.25, 1.4, -0.2]]), NAMES[:3], accent="eye size")
+    ax = pictures.cards(images(1), torch.tensor([[0.25, 1.4, -0.2]]), NAMES[:3], accent="eye size")
     track, bars = (c.patches for c in ax.containers)
     assert [b.get_width() for b in bars] == pytest.approx([0.25, 1, 0])
     assert [b.get_width() for b in track] == [1, 1, 1]
-    assert [to_rgb(b.get_facecolor()) == to_rgb(plot.ACCENT) for b in bars] == [False, False, True]
+    assert [to_rgb(b.get_facecolor()) == to_rgb(pictures.ACCENT) for b in bars] == [
+        False,
+        False,
+        True,
+    ]
 
 
 def test_the_ellipse_is_the_image_of_the_circle():
     M = torch.tensor([[1.6, 0.7], [0.2, 0.8]])
     circle, image = (torch.tensor(line.get_xydata()).float() for line in
-                     plot.ellipse(*svd2(*M.tolist())).lines)  # fmt: skip
+                     pictures.ellipse(*svd2(*M.tolist())).lines)  # fmt: skip
     assert torch.allclose(circle.norm(dim=1), torch.ones(len(circle)))
     assert torch.allclose((image @ torch.linalg.inv(M).mT).norm(dim=1), torch.ones(len(image)))
 
 
 def test_spectrum_counts_from_one_and_leaves_zeros_out_of_a_logarithm():
-    ax = plot.spectrum(torch.tensor([4.0, 1.0, 0.0]), log=True)
+    ax = pictures.spectrum(torch.tensor([4.0, 1.0, 0.0]), log=True)
     assert ax.lines[0].get_xydata().tolist() == [[1, 4], [2, 1]]
 
 
 def test_heat_is_symmetric_about_zero_when_signed():
-    image = plot.heat(torch.tensor([[-3.0, 1.0]]), signed=True).images[0]
+    image = pictures.heat(torch.tensor([[-3.0, 1.0]]), signed=True).images[0]
     assert image.get_clim() == (-3, 3)
-    assert plot.heat(torch.tensor([[2.0, 1.0]])).images[0].get_clim() == (0, 2)
+    assert pictures.heat(torch.tensor([[2.0, 1.0]])).images[0].get_clim() == (0, 2)
 
 
 def test_drawing_leaves_the_readers_own_settings_alone():
@@ -271,7 +281,7 @@ def test_drawing_leaves_the_readers_own_settings_alone():
     GALLERY["tradeoff"]()
     assert dict(matplotlib.rcParams) == before
     with matplotlib.rc_context():
-        plot.use()
+        pictures.use()
         assert matplotlib.rcParams["figure.facecolor"] == style.PAPER
 
 
@@ -304,7 +314,7 @@ def closest(colours, vision):
 
 @pytest.mark.parametrize("vision", VISION)
 def test_colours_are_told_apart_by_every_eye(vision):
-    assert closest((plot.ACCENT, *style.CYCLE), vision) > 10
+    assert closest((pictures.ACCENT, *style.CYCLE), vision) > 10
 
 
 def test_the_colour_checker_sees_the_red_and_green_of_old():
@@ -322,7 +332,7 @@ def test_lines_and_text_stand_out_from_the_paper():
     def contrast(colour):
         return (luminance(style.PAPER) + 0.05) / (luminance(colour) + 0.05)
 
-    assert min(map(contrast, (plot.ACCENT, *style.CYCLE))) >= 3  # WCAG 2.2, 1.4.11
+    assert min(map(contrast, (pictures.ACCENT, *style.CYCLE))) >= 3  # WCAG 2.2, 1.4.11
     assert contrast(style.INK) >= 7 and contrast(style.GREY) >= 4.5  # 1.4.3
 
 
@@ -341,19 +351,19 @@ def test_colour_maps_darken_evenly_away_from_zero(half):
 @pytest.mark.parametrize(
     "call, words",
     [
-        (lambda: plot.row(images(1)[0]), r"x\[None\]"),
-        (lambda: plot.row(torch.zeros(1, 4, 8, 8)), "decode"),
-        (lambda: plot.row(torch.zeros(1, 3, 8, 8, dtype=torch.uint8)), "uint8"),
-        (lambda: plot.row(images(1) * torch.nan), "NaN"),
-        (lambda: plot.row(images(2), ["one"]), "2 images need 2 labels; got 1"),
-        (lambda: plot.cards(images(2), rand(2, 3), NAMES), "7 names"),
-        (lambda: plot.ellipse(torch.eye(3), torch.ones(3), torch.eye(3)), r"U \(2, 2\)"),
-        (lambda: plot.stage(torch.eye(3), torch.eye(2), 1), r"A \(2, 2\) and V"),
-        (lambda: plot.features(torch.zeros(2, 5)), r"W \(B, 2, n\)"),
-        (lambda: plot.heat(-torch.ones(2, 2)), "signed=True"),
-        (lambda: plot.spectrum(torch.tensor([1.0, torch.inf])), "infinite"),
-        (lambda: plot.picture(images(2)), "one image"),
-        (lambda: plot.png(GALLERY["row"](), limit=500), "fewer pictures"),
+        (lambda: pictures.strip(images(1)[0]), r"x\[None\]"),
+        (lambda: pictures.strip(torch.zeros(1, 4, 8, 8)), "decode"),
+        (lambda: pictures.strip(torch.zeros(1, 3, 8, 8, dtype=torch.uint8)), "uint8"),
+        (lambda: pictures.strip(images(1) * torch.nan), "NaN"),
+        (lambda: pictures.strip(images(2), ["one"]), "2 images need 2 labels; got 1"),
+        (lambda: pictures.cards(images(2), rand(2, 3), NAMES), "7 names"),
+        (lambda: pictures.ellipse(torch.eye(3), torch.ones(3), torch.eye(3)), r"U \(2, 2\)"),
+        (lambda: pictures.stage(torch.eye(3), torch.eye(2), 1), r"A \(2, 2\) and V"),
+        (lambda: pictures.features(torch.zeros(2, 5)), r"W \(B, 2, n\)"),
+        (lambda: pictures.heat(-torch.ones(2, 2)), "signed=True"),
+        (lambda: pictures.spectrum(torch.tensor([1.0, torch.inf])), "infinite"),
+        (lambda: pictures.picture(images(2)), "one image"),
+        (lambda: pictures.png(GALLERY["row"](), limit=500), "fewer pictures"),
     ],
 )
 def test_bad_input_is_named(call, words):
@@ -370,8 +380,8 @@ from IPython.utils.capture import capture_output
 from PIL import Image
 shell = InteractiveShell.instance()
 with capture_output() as out:
-    shell.run_cell("from mathkit import plot; plot.use()")
-    shell.run_cell("plot.spectrum([2.0, 1.0]); plot.plt.show()")
+    shell.run_cell("from mathkit import draw; draw.use()")
+    shell.run_cell("draw.spectrum([2.0, 1.0]); import matplotlib.pyplot as plt; plt.show()")
 found = [o.data["image/png"] for o in out.outputs if "image/png" in o.data]
 data = [d if isinstance(d, bytes) else base64.b64decode(d) for d in found]
 print([(Image.open(io.BytesIO(d)).mode, Image.open(io.BytesIO(d)).width) for d in data])

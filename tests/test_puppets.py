@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from mathkit import puppets
-from mathkit.jacobians import jacobian
-from mathkit.puppets import CONTINUOUS, FACTORS, STRANGER
+from mathkit.linear.jacobian import jacobian
+from mathkit.show import puppets
+from mathkit.show.posterior import Posterior
+from mathkit.show.puppets import CONTINUOUS, FACTORS, STRANGER
 
 SIZE = 64
 
@@ -109,7 +110,7 @@ SMALL, ABAR = 8, 0.3
 
 @pytest.fixture(scope="module")
 def posterior():
-    return puppets.Posterior(count=300, seed=3, size=SMALL)
+    return Posterior(count=300, seed=3, size=SMALL)
 
 
 @pytest.fixture(scope="module")

@@ -18,10 +18,10 @@ from PIL import Image
 from torch import Tensor
 
 import mathkit as mk
-from mathkit import atlas, experiments, report, study, timing
 from mathkit.__main__ import main as command
-from mathkit.study import Settings, Study
-from mathkit.tables import Table
+from mathkit.draw.table import Table
+from mathkit.tools import atlas, experiments, report, subject, timing
+from mathkit.tools.subject import Settings, Study
 
 pytestmark = pytest.mark.long
 SMALL: dict[str, Any] = {"samples": 3, "times": (999, 500), "k": 3, "steps": 5, "strength": 0.2}
@@ -109,7 +109,7 @@ def test_a_picture_is_turned_cut_and_scaled(tmp_path: Path, small: Study) -> Non
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees clockwise to see it
     image.rotate(90, expand=True).save(tmp_path / "side.png", exif=exif)
-    found = study.read_image(tmp_path / "side.png", small.p)
+    found = subject.read_image(tmp_path / "side.png", small.p)
     assert found.shape == (1, 3, 16, 16) and found.dtype == torch.float32
     assert torch.equal(found[0, :, 8, 8], torch.tensor([1.0, -1.0, -1.0]))
 
@@ -117,9 +117,9 @@ def test_a_picture_is_turned_cut_and_scaled(tmp_path: Path, small: Study) -> Non
 def test_what_is_no_picture_is_named(tmp_path: Path, small: Study) -> None:
     (tmp_path / "words.png").write_text("words")
     with pytest.raises(ValueError, match=r"words\.png is no picture that Pillow can read"):
-        study.read_image(tmp_path / "words.png", small.p)
+        subject.read_image(tmp_path / "words.png", small.p)
     with pytest.raises(FileNotFoundError):
-        study.read_image(tmp_path / "missing.png", small.p)
+        subject.read_image(tmp_path / "missing.png", small.p)
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_the_clock_tells_the_map_from_the_rest(small: Study) -> None:
         time.sleep(0.02)
         return rows
 
-    A = timing.Timed(mk.maps.LinearMap(slow, slow, (4,), (4,)), small.p)
+    A = timing.Timed(mk.linear.map.LinearMap(slow, slow, (4,), (4,)), small.p)
     _, seconds, peak = timing.measured(small.p, lambda: (A.push(torch.ones(1, 4)), slow(A)))
     assert 0.02 <= A.seconds < seconds - 0.019 and peak > 0.05
 
@@ -237,7 +237,7 @@ def test_texts_are_compared(tmp_path: Path) -> None:
             p, seen = found.p.prompted(words), {}
             mk.sample(p, index=[i], steps=5, callback=lambda _, t, x: seen.update({t: x}))  # noqa: B023
             spans.append(mk.svd(mk.jacobian(mk.encoder(p, 500), seen[500]), 3, 1e-4).V)
-        gaps.append(float(mk.grassmann.distance(*spans)))
+        gaps.append(float(mk.linear.subspaces.distance(*spans)))
     line = next(line for line in table.lines if line[0] == 500)
     assert line[1] == pytest.approx(sum(gaps) / 3, abs=0.05)
     assert list(experiments.directions(found))[-1] == (

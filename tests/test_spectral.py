@@ -8,8 +8,10 @@ import pytest
 import torch
 
 import mathkit as mk
-from mathkit import lanczos, linear, spectral
-from mathkit.grassmann import principal_angles
+from mathkit.linear import lanczos, svd, triplets
+from mathkit.linear import map as maps
+from mathkit.linear._tape import convolution
+from mathkit.linear.subspaces import principal_angles
 
 f64 = pytest.mark.usefixtures("float64")
 GEOMETRIC = [0.8**i for i in range(25)]
@@ -159,7 +161,7 @@ def blind_to(index, share=0.0):
 
     With 0 the axis stays 0 in every push, pull and sum, whatever order a processor adds in.
     """
-    drawn = lanczos.random_rows
+    drawn = maps.random_rows
 
     def rows(*settings):
         rows = drawn(*settings)
@@ -172,7 +174,7 @@ def blind_to(index, share=0.0):
 
 def one_start(monkeypatch, guard=False, crowd=False):
     """The search of chapter 12: nothing that looks for what one start cannot see."""
-    monkeypatch.setattr(spectral, "STARTS", 1)
+    monkeypatch.setattr(svd, "STARTS", 1)
     if not guard:
         monkeypatch.setattr(lanczos.Search, "_guard", lambda self, space: True)
     if not crowd:
@@ -261,7 +263,7 @@ def test_symmetric_maps_keep_all_their_copies(name, k, tol):
     }[name]()
     exact = torch.linalg.svdvals(A.dense())
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", spectral.CloseValues)
+        warnings.simplefilter("ignore", triplets.CloseValues)
         r = mk.svd(A, k, tol=tol)
     assert r.converged
     torch.testing.assert_close(r.S, exact[:k], atol=float(1.5 * tol * exact[0]), rtol=0)
@@ -398,10 +400,10 @@ def test_the_checker_of_this_file_sees_a_thousandth():
     r = mk.svd(mk.matrix(M), 3, tol=1e-8)
     check(M, r, 1e-4)
     for wrong in (
-        spectral.SVD(r.U, 1.001 * r.S, r.V, r.residuals, r.passes),
-        spectral.SVD(1.001 * r.U, r.S, r.V, r.residuals, r.passes),
-        spectral.SVD(r.U, r.S, r.V + 1e-3 * torch.randn(3, 20), r.residuals, r.passes),
-        spectral.SVD(-r.U, r.S, -r.V, r.residuals, r.passes),
+        triplets.SVD(r.U, 1.001 * r.S, r.V, r.residuals, r.passes),
+        triplets.SVD(1.001 * r.U, r.S, r.V, r.residuals, r.passes),
+        triplets.SVD(r.U, r.S, r.V + 1e-3 * torch.randn(3, 20), r.residuals, r.passes),
+        triplets.SVD(-r.U, r.S, -r.V, r.residuals, r.passes),
     ):
         with pytest.raises(AssertionError):
             check(M, wrong, 1e-4)
@@ -569,7 +571,7 @@ def test_a_pair_of_equals_is_warned_of_unless_any_will_do():
     A = mk.matrix(torch.diag(torch.tensor([3.0, 2.0, 2.0, 1.0])))
     with pytest.warns(RuntimeWarning, match="too close"):
         mk.svd(A, 2)
-    with spectral.any_of_equals():
+    with triplets.any_of_equals():
         mk.svd(A, 2)
     with pytest.warns(RuntimeWarning, match="too close"):
         mk.svd(A, 2)
@@ -703,7 +705,7 @@ def test_blocks_give_the_same_triplets_in_fewer_calls(width, k):
     mk.svd(A, k, tol=1e-6)
     narrow = len(calls)
     assert max(calls) == lanczos.STARTS
-    problem, r = spectral._searched(A, lanczos.Search(k, 1e-6, width, 10_000), seed=0)
+    problem, r = svd._searched(A, lanczos.Search(k, 1e-6, width, 10_000), seed=0)
     assert not problem and max(calls[narrow:]) == width and len(calls) - narrow <= narrow
     check(M, r, 1e-6)
 
@@ -713,9 +715,9 @@ def test_a_wider_map_goes_in_blocks_where_that_pays():
     A = mk.matrix(torch.eye(3))
     for batch, k, width in ((1, 50, 2), (6, 5, 2), (6, 20, 4), (3, 20, 3)):
         A.batch = batch
-        assert spectral._width(A, k) == width
+        assert svd._width(A, k) == width
     A.batch, A.device = 8, "cuda"
-    assert [spectral._width(A, k) for k in (1, 5)] == [4, 8]
+    assert [svd._width(A, k) for k in (1, 5)] == [4, 8]
 
 
 # --- the matrix formed ---------------------------------------------------------------------------
@@ -728,7 +730,7 @@ def test_a_small_side_is_formed_and_agrees_with_the_search(monkeypatch, m, n, k)
     formed = quietly(mk.svd, mk.matrix(M), k, tol=1e-10)
     assert sum(formed.passes) == min(m, n) + 1
     check(M, formed, 1e-13, 1e-13)
-    monkeypatch.setattr(spectral, "FORM", 0)
+    monkeypatch.setattr(svd, "FORM", 0)
     searched = quietly(mk.svd, mk.matrix(M), k, tol=1e-10)
     torch.testing.assert_close(formed.S, searched.S)
     torch.testing.assert_close(formed.V, searched.V, atol=1e-6, rtol=0)
@@ -738,7 +740,7 @@ def test_a_small_side_is_formed_and_agrees_with_the_search(monkeypatch, m, n, k)
 def test_a_formed_matrix_whose_other_side_is_no_transpose_is_told_of(shape):
     M = torch.randn(shape)
     A = mk.LinearMap(lambda V: V @ M.T, lambda U: 1.01 * U @ M, shape[1], shape[0])
-    with pytest.warns(spectral.NotConverged, match="no closer to push's transpose"):
+    with pytest.warns(triplets.NotConverged, match="no closer to push's transpose"):
         r = mk.svd(A, 3)
     assert not r.converged and 1e-3 < float(r.residuals.max() / r.S[0]) < 0.02
 
@@ -746,7 +748,7 @@ def test_a_formed_matrix_whose_other_side_is_no_transpose_is_told_of(shape):
 @f64
 @pytest.mark.parametrize("m, n", [(1, 9), (9, 1), (1, 1), (2, 2), (5, 8), (8, 5), (12, 12)])
 def test_the_search_of_small_matrices_for_every_k(monkeypatch, m, n):
-    monkeypatch.setattr(spectral, "FORM", 0)
+    monkeypatch.setattr(svd, "FORM", 0)
     M = torch.randn(m, n)
     for k in range(1, min(m, n) + 1):
         check(M, quietly(mk.svd, mk.matrix(M), k, tol=1e-9), 1e-9, 1e-12)
@@ -797,13 +799,13 @@ def test_a_result_says_how_the_search_ended():
     M = planted(80, 70, GEOMETRIC)
     good = mk.svd(mk.matrix(M), 3)
     assert good.converged and good.problem == ""
-    with pytest.warns(spectral.NotConverged) as said:
+    with pytest.warns(triplets.NotConverged) as said:
         short = mk.svd(mk.matrix(M), 3, max_passes=10)
     assert not short.converged and short.problem in str(said[0].message)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", spectral.NotConverged)
+        warnings.simplefilter("ignore", triplets.NotConverged)
         mk.svd(mk.matrix(M), 3, max_passes=10)
-    with pytest.warns(spectral.NotConverged):
+    with pytest.warns(triplets.NotConverged):
         slow = mk.subspace_iteration(mk.matrix(torch.randn(60, 50)), 4, iters=1)
     assert not slow.converged and "more iters" in slow.problem
     few, many = (mk.power_iteration(mk.matrix(M), rounds) for rounds in (1, 60))
@@ -825,7 +827,7 @@ def test_a_result_fits_on_a_screen():
     assert len(lines) <= 6 and max(map(len, lines)) <= 120
     for word in ("k = 20", "(20, 300)", "(20, 400)", "unless a value was missed", "converged"):
         assert word in repr(r)
-    with pytest.warns(spectral.NotConverged):
+    with pytest.warns(triplets.NotConverged):
         bad = mk.svd(mk.matrix(torch.randn(60, 50)), 3, max_passes=8)
     assert "more max_passes" in repr(bad) and "unless" not in repr(mk.power_iteration(bad_map(), 3))
 
@@ -841,12 +843,6 @@ def test_what_is_no_map_is_told_what_makes_one(solve):
             solve(thing, 1)
 
 
-def test_examples_in_docstrings_run():
-    import doctest
-
-    assert doctest.testmod(spectral, extraglobs={"mk": mk}).failed == 0
-
-
 # --- rounded passes, refined by exact ones -------------------------------------------------------
 
 
@@ -857,7 +853,7 @@ class Rounding:
         self.exact = 0
 
         def rounded(rows, matrix):
-            if not linear._coarse.get():
+            if not convolution._coarse.get():
                 self.exact += len(rows)
                 return rows @ matrix
             return cut(rows, bits) @ cut(matrix, bits)
@@ -876,7 +872,7 @@ def cut(x, bits):
 def test_coarse_passes_are_measured_and_refined_by_exact_ones(monkeypatch, k):
     M = planted(200, 150, [0.9**i for i in range(60)]).float()
     map_ = Rounding(M, 11)
-    monkeypatch.setattr(spectral, "_rounds", lambda A: True)
+    monkeypatch.setattr(svd, "_rounds", lambda A: True)
     r = mk.svd(map_.A, k)
     assert r.converged and map_.exact == 2 * k
     check(M, r)
@@ -890,7 +886,7 @@ def test_coarse_passes_are_measured_and_refined_by_exact_ones(monkeypatch, k):
 def test_where_rounding_spoils_too_much_the_search_is_exact(monkeypatch):
     M = planted(200, 150, [0.9**i for i in range(60)]).float()
     map_ = Rounding(M, 4)
-    monkeypatch.setattr(spectral, "_rounds", lambda A: True)
+    monkeypatch.setattr(svd, "_rounds", lambda A: True)
     r = mk.svd(map_.A, 3, tol=1e-4)
     assert r.converged and map_.exact > 20
     check(M, r, 1e-4)

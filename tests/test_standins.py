@@ -24,9 +24,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import mathkit as mk
-from mathkit import loading, weights
+from mathkit import data
 from mathkit.__main__ import main as command
-from mathkit.latents import TextModel
+from mathkit.diffusion import hub
+from mathkit.diffusion.text import TextModel
 
 T = 600
 BIN, SAFE = "diffusion_pytorch_model.bin", "diffusion_pytorch_model.safetensors"
@@ -126,16 +127,16 @@ for name in ("google/ddpm-celebahq-256", "google/ddpm-church-256"):
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A Hub of the repositories below tmp_path/remote, all at commit "c" * 40; asked: what for."""
     import huggingface_hub
 
-    asked = SimpleNamespace(files=[], revisions=[], remote=tmp_path / "remote", up=True)
+    asked = SimpleNamespace(files=[], revisions=[], folder=tmp_path / "remote", up=True)
 
     def model_info(self: Any, name: str, revision: str | None, timeout: float) -> Any:
         if not asked.up:
             raise TimeoutError("no answer")
-        place = asked.remote / name
+        place = asked.folder / name
         files = sorted(p.relative_to(place).as_posix() for p in place.rglob("*") if p.is_file())
         asked.revisions.append(revision)
         return SimpleNamespace(siblings=[SimpleNamespace(rfilename=f) for f in files])
@@ -148,7 +149,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         for file in allow_patterns:
             target = cache / "snapshots" / commit / file
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(asked.remote / name / file, target)
+            shutil.copy(asked.folder / name / file, target)
         asked.files += allow_patterns
         return str(cache / "snapshots" / commit)
 
@@ -159,16 +160,17 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def test_an_unpinned_model_says_its_commit_and_is_found_again_offline(
-    hub: Any, capsys: pytest.CaptureFixture[str]
+    remote: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    place = standins.ddpm(hub.remote / "google/ddpm-church-256", standins.SMALL)
+    place = standins.ddpm(remote.folder / "google/ddpm-church-256", standins.SMALL)
     (place / "extra.py").write_text("raise SystemExit")
     p = mk.load_model("google/ddpm-church-256")
-    assert p.revision == "c" * 40 in capsys.readouterr().out and hub.revisions == [None]
-    assert sorted(hub.files) == ["config.json", BIN, "model_index.json", "scheduler_config.json"]
+    assert p.revision == "c" * 40 in capsys.readouterr().out and remote.revisions == [None]
+    wanted = ["config.json", BIN, "model_index.json", "scheduler_config.json"]
+    assert sorted(remote.files) == wanted
     assert mk.load_model("google/ddpm-church-256", revision="c" * 40).revision == "c" * 40
-    assert capsys.readouterr().out == "" and len(hub.revisions) == 1, "a commit in the cache is it"
-    hub.up = False
+    assert capsys.readouterr().out == "" and len(remote.revisions) == 1, "the cache has it"
+    remote.up = False
     x = torch.randn(1, 3, 16, 16)
     assert torch.equal(mk.load_model("google/ddpm-church-256").noise(x, T), p.noise(x, T))
     with pytest.raises(OSError, match="TimeoutError: no answer"):
@@ -176,42 +178,42 @@ def test_an_unpinned_model_says_its_commit_and_is_found_again_offline(
 
 
 def test_a_known_model_is_taken_at_its_commit_and_its_hash_checked(
-    hub: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    remote: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     name, commit = "google/ddpm-celebahq-256", "cd5c944777ea2668051904ead6cc120739b86c4d"
-    place = standins.ddpm(hub.remote / name, standins.SMALL)
+    place = standins.ddpm(remote.folder / name, standins.SMALL)
     with pytest.raises(ValueError, match="not the published file of SHA-256 efff897120"):
         mk.load_model(name)
-    assert hub.revisions == [commit]
-    monkeypatch.setattr(loading, "PUBLISHED", {(name, commit): weights.sha256(place / BIN)})
+    assert remote.revisions == [commit]
+    monkeypatch.setattr(hub, "PUBLISHED", {(name, commit): data.sha256(place / BIN)})
     p = mk.load_model(name)
     assert p.revision == commit and "of the published SHA-256" in repr(p)
     assert capsys.readouterr().out == ""
 
 
-def test_another_kind_is_refused_before_its_weights_are_fetched(hub: Any) -> None:
-    place = standins.ddpm(hub.remote / "someone/classes", standins.SMALL)
+def test_another_kind_is_refused_before_its_weights_are_fetched(remote: Any) -> None:
+    place = standins.ddpm(remote.folder / "someone/classes", standins.SMALL)
     rewrite("config.json", num_class_embeds=10)(place)
     with pytest.raises(ValueError, match="no classes"):
         mk.load_model("someone/classes")
-    assert BIN not in hub.files
+    assert BIN not in remote.files
 
 
-def test_a_broken_off_download_is_no_model_in_the_cache(hub: Any) -> None:
-    place = standins.ddpm(hub.remote / "someone/half", standins.SMALL)
+def test_a_broken_off_download_is_no_model_in_the_cache(remote: Any) -> None:
+    place = standins.ddpm(remote.folder / "someone/half", standins.SMALL)
     (place / BIN).rename(place / "kept")
     with pytest.raises(FileNotFoundError, match="holds no diffusion_pytorch_model"):
         mk.load_model("someone/half")
-    hub.up = False
+    remote.up = False
     with pytest.raises(OSError, match="no answer"):
         mk.load_model("someone/half")
-    hub.up, _ = True, (place / "kept").rename(place / BIN)
+    remote.up, _ = True, (place / "kept").rename(place / BIN)
     assert mk.load_model("someone/half").shape == (3, 16, 16)
 
 
-def test_a_cached_commit_without_its_scheduler_is_fetched_whole(hub: Any) -> None:
+def test_a_cached_commit_without_its_scheduler_is_fetched_whole(remote: Any) -> None:
     """As diffusers leaves it after the network alone was loaded."""
-    place = standins.ddpm(hub.remote / "someone/net", standins.SMALL)
+    place = standins.ddpm(remote.folder / "someone/net", standins.SMALL)
     (place / "scheduler_config.json").rename(place / "kept")
     commit = "c" * 40
     with pytest.raises(FileNotFoundError, match="scheduler_config"):
@@ -220,21 +222,21 @@ def test_a_cached_commit_without_its_scheduler_is_fetched_whole(hub: Any) -> Non
     assert mk.load_model("someone/net", revision=commit).revision == commit
 
 
-def test_full_precision_is_fetched_where_only_fp16_is_in_the_cache(hub: Any) -> None:
+def test_full_precision_is_fetched_where_only_fp16_is_in_the_cache(remote: Any) -> None:
     from safetensors.torch import save_file
 
-    place = standins.ddpm(hub.remote / "someone/both", standins.SMALL)
-    state = weights.read(place / BIN)
+    place = standins.ddpm(remote.folder / "someone/both", standins.SMALL)
+    state = data.read_tensors(place / BIN)
     save_file(state, place / SAFE)
     save_file({key: value.half() for key, value in state.items()}, place / FP16)
     commit = "c" * 40
     half = mk.load_model("someone/both", dtype=torch.float16, revision=commit)
-    assert "of its fp16 files" in repr(half) and SAFE not in hub.files
-    hub.up = False
+    assert "of its fp16 files" in repr(half) and SAFE not in remote.files
+    remote.up = False
     assert "of its fp16 files" in repr(mk.load_model("someone/both", revision=commit))
-    hub.up = True
+    remote.up = True
     assert "fp16" not in repr(mk.load_model("someone/both", revision=commit))
-    assert len(hub.revisions) == 2 and SAFE in hub.files
+    assert len(remote.revisions) == 2 and SAFE in remote.files
 
 
 @pytest.mark.parametrize(
@@ -250,13 +252,13 @@ def test_full_precision_is_fetched_where_only_fp16_is_in_the_cache(hub: Any) -> 
 def test_safetensors_before_pickles_and_the_precision_asked_for(
     there: list[str], full: str | None, half: str | None
 ) -> None:
-    assert loading._choice(there.__contains__, "", False) == full
-    assert loading._choice(there.__contains__, "", True) == half
+    assert hub._choice(there.__contains__, "", False) == full
+    assert hub._choice(there.__contains__, "", True) == half
     inside = [f"text_encoder/{name.replace('diffusion_pytorch_', '')}" for name in there]
     inside = [
         name.replace("/model.", "/pytorch_model.") if "bin" in name else name for name in inside
     ]
-    chosen = loading._choice(inside.__contains__, "text_encoder", False)
+    chosen = hub._choice(inside.__contains__, "text_encoder", False)
     assert chosen == (inside[there.index(full)] if full else None)
 
 
@@ -495,7 +497,7 @@ def test_a_repository_without_a_prompt_is_given_the_empty_one(
     out = pipeline.unet(x, T, encoder_hidden_states=text.repeat(2, 1, 1)).sample
     torch.testing.assert_close(p._output(x, T), out, rtol=1e-4, atol=1e-5)
     assert p.prediction == pipeline.scheduler.config.prediction_type
-    assert p.revision == f"sha256:{weights.sha256(place / 'unet' / SAFE)}"
+    assert p.revision == f"sha256:{data.sha256(place / 'unet' / SAFE)}"
     state = torch.get_rng_state()
     capfd.readouterr()
     mk.load_model(place)
@@ -509,7 +511,7 @@ def test_published_files_of_2022_are_the_same_model(folder: Path) -> None:
     new = mk.load_model(folder).prompted("a smiling man")
     for part in ("unet", "vae", "text_encoder"):
         (file,) = (folder / part).glob("*.safetensors")
-        state = weights.read(file)
+        state = data.read_tensors(file)
         if part == "text_encoder":
             state = {f"text_model.{k.removeprefix('text_model.')}": v for k, v in state.items()}
             state["text_model.embeddings.position_ids"] = torch.arange(16)[None]
@@ -529,7 +531,7 @@ def test_fp16_files_are_taken_for_a_half_model(folder: Path) -> None:
     from safetensors.torch import save_file
 
     for file in list(folder.rglob("*.safetensors")):
-        state = {k: v.half() for k, v in weights.read(file).items()}
+        state = {k: v.half() for k, v in data.read_tensors(file).items()}
         save_file(state, file.with_suffix(".fp16.safetensors"))
         if file.parent.name == "unet":
             file.unlink()  # as in the mirrors that hold half precision alone
@@ -539,7 +541,7 @@ def test_fp16_files_are_taken_for_a_half_model(folder: Path) -> None:
     assert {w.dtype for w in (*p.vae.parameters(), *fine.unet.parameters())} == {torch.float32}
     assert "of its fp16 files" in repr(p) and "of its fp16 files" in repr(fine)
     torch.testing.assert_close(p.noise(x, T), fine.noise(x, T), rtol=0.05, atol=0.02)
-    half = weights.read(folder / "vae" / FP16)["decoder.conv_in.weight"].float()
+    half = data.read_tensors(folder / "vae" / FP16)["decoder.conv_in.weight"].float()
     assert torch.equal(p.vae.decoder.conv_in.weight, half)
     assert not torch.equal(fine.vae.decoder.conv_in.weight, half)
 
@@ -573,7 +575,7 @@ def lose(key: str) -> Callable[[Path], object]:
         from safetensors.torch import save_file
 
         file = place / "text_encoder/model.safetensors"
-        save_file({k: v for k, v in weights.read(file).items() if key not in k}, file)
+        save_file({k: v for k, v in data.read_tensors(file).items() if key not in k}, file)
 
     return change
 
@@ -613,18 +615,18 @@ def test_a_prompt_that_is_too_long_is_refused(diffusion: Any) -> None:
 @pytest.mark.parametrize("diffusion", ["epsilon"], indirect=True)
 def test_without_transformers_a_text_model_says_what_to_install(
     diffusion: Any,
-    hub: Any,
+    remote: Any,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     (needed,) = project["optional-dependencies"]["text"]
-    shutil.copytree(diffusion[0], hub.remote / "someone/sd")
+    shutil.copytree(diffusion[0], remote.folder / "someone/sd")
     monkeypatch.setitem(sys.modules, "transformers", None)
     for name in (diffusion[0], "someone/sd"):
         with pytest.raises(ImportError, match=f'pip install "{needed}"'):
             mk.load_model(name)
-    assert not any("safetensors" in file for file in hub.files), "said before weights are fetched"
+    assert not any("safetensors" in file for file in remote.files), "said too late"
     assert command(["atlas", "--out", "unused", "--model", "someone/sd"]) == 1
     assert f'atlas: text models need the package transformers: pip install "{needed}"' in (
         capsys.readouterr().err
@@ -632,17 +634,17 @@ def test_without_transformers_a_text_model_says_what_to_install(
 
 
 @pytest.mark.parametrize("diffusion", ["epsilon"], indirect=True)
-def test_a_text_model_from_the_hub(hub: Any, folder: Path) -> None:
+def test_a_text_model_from_the_hub(remote: Any, folder: Path) -> None:
     (folder / "safety_checker").mkdir()
     (folder / "safety_checker/config.json").write_text("{}")
     (folder / "v1-5-pruned.ckpt").write_text("not read")
     (folder / "unet" / BIN).write_text("not read")
-    shutil.copytree(folder, hub.remote / "someone/sd")
+    shutil.copytree(folder, remote.folder / "someone/sd")
     p = mk.load_model("someone/sd")
     assert p.revision == "c" * 40 and p.prompted("a man").shape == (4, 8, 8)
-    read = {f for f in hub.files if not f.endswith((".json", ".txt"))}
+    read = {f for f in remote.files if not f.endswith((".json", ".txt"))}
     assert read == {f"unet/{SAFE}", f"vae/{SAFE}", "text_encoder/model.safetensors"}
-    assert not any("safety" in file for file in hub.files)
+    assert not any("safety" in file for file in remote.files)
 
 
 # The full size -----------------------------------------------------------------------------------

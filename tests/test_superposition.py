@@ -9,12 +9,13 @@ import pytest
 import torch
 from sklearn.decomposition import PCA
 
-from mathkit import results, sweeps
-from mathkit import superposition as sp
+from mathkit import data
+from mathkit.chapters import superposition
+from studies import toys
 
 
 def law(*densities, n=5, **more):
-    return sp.Features(torch.tensor(densities)[:, None].repeat(1, n), **more)
+    return superposition.Features(torch.tensor(densities)[:, None].repeat(1, n), **more)
 
 
 def drawn(features, count=200_000, seed=0):
@@ -65,17 +66,20 @@ def test_instances_are_cut_from_the_same_numbers():
 @pytest.mark.parametrize(
     "make, words",
     [
-        (lambda: sp.Features(torch.full((5,), 0.5)), r"\(N, n\)"),
+        (lambda: superposition.Features(torch.full((5,), 0.5)), r"\(N, n\)"),
         (lambda: law(0.0), r"\(0, 1\]"),
         (lambda: law(1.5), r"1.5"),
         (lambda: law(0.5, sets="alike", size=5), "correlated"),
         (lambda: law(0.5, sets="correlated", size=2), "divides n = 5"),
         (lambda: law(0.5, n=6, sets="anticorrelated", size=3), "3 p <= 1"),
-        (lambda: sp.Features(torch.tensor([[0.1, 0.2]]), "correlated", 2), "one density"),
-        (lambda: sp.train(law(0.5), 2, kind="tanh", steps=1), "'tanh'"),
-        (lambda: sp.train(law(0.5), 0), "m, steps"),
-        (lambda: sp.train(law(0.5), 2, starts=[0, 1]), "1 instances"),
-        (lambda: sp.dropped(torch.zeros(2, 5)), "n - 1, n"),
+        (
+            lambda: superposition.Features(torch.tensor([[0.1, 0.2]]), "correlated", 2),
+            "one density",
+        ),
+        (lambda: superposition.train(law(0.5), 2, kind="tanh", steps=1), "'tanh'"),
+        (lambda: superposition.train(law(0.5), 0), "m, steps"),
+        (lambda: superposition.train(law(0.5), 2, starts=[0, 1]), "1 instances"),
+        (lambda: superposition.dropped(torch.zeros(2, 5)), "n - 1, n"),
     ],
 )
 def test_bad_input_is_named(make, words):
@@ -110,11 +114,13 @@ def plain(features, m, importance, kind, steps, batch, seed, start):
     return W.detach(), b.detach()
 
 
-@pytest.mark.parametrize("kind", sp.KINDS)
+@pytest.mark.parametrize("kind", superposition.KINDS)
 def test_a_batch_of_instances_goes_as_each_alone_in_a_plain_loop(kind):
     features = law(0.3, 0.1, signed=kind == "abs")
     importance = 0.9 ** torch.arange(5.0)
-    toys = sp.train(features, 3, importance, kind, steps=60, batch=64, seed=4, starts=[7, 2])
+    toys = superposition.train(
+        features, 3, importance, kind, steps=60, batch=64, seed=4, starts=[7, 2]
+    )
     for j, start in enumerate((7, 2)):
         W, b = plain(features[j : j + 1], 3, importance, kind, 60, 64, 4, start)
         assert torch.allclose(toys.W[j], W, atol=1e-5) and torch.allclose(toys.b[j], b, atol=1e-5)
@@ -122,9 +128,9 @@ def test_a_batch_of_instances_goes_as_each_alone_in_a_plain_loop(kind):
 
 def test_lots_and_paths_do_not_change_the_course(monkeypatch):
     features = law(*torch.linspace(0.1, 1, 7).tolist())
-    whole = sp.train(features, 2, steps=30, batch=64, record=(0, 10, 30))
-    monkeypatch.setattr(sp, "CACHE", 3 * 5 * 64)
-    lots = sp.train(features, 2, steps=30, batch=64, record=(0, 10, 30))
+    whole = superposition.train(features, 2, steps=30, batch=64, record=(0, 10, 30))
+    monkeypatch.setattr(superposition, "CACHE", 3 * 5 * 64)
+    lots = superposition.train(features, 2, steps=30, batch=64, record=(0, 10, 30))
     assert len(whole.path) == len(lots.path) == 3
     for a, b in zip([whole, *whole.path], [lots, *lots.path], strict=True):
         assert torch.allclose(a.W, b.W, atol=1e-6)
@@ -134,45 +140,51 @@ def test_lots_and_paths_do_not_change_the_course(monkeypatch):
 
 def test_training_can_go_on_from_given_weights():
     features = law(0.05)
-    start = sp.Toys("relu", polygon(5), torch.zeros(1, 5))
-    toys = sp.train(features, 2, begin=start, steps=3, lr=1e-4)
+    start = superposition.Toys("relu", polygon(5), torch.zeros(1, 5))
+    toys = superposition.train(features, 2, begin=start, steps=3, lr=1e-4)
     assert torch.allclose(toys.W, start.W, atol=1e-3) and torch.equal(start.W, polygon(5))
     with pytest.raises(ValueError, match="'linear'"):
-        sp.train(features, 2, kind="linear", begin=start, steps=1)
+        superposition.train(features, 2, kind="linear", begin=start, steps=1)
 
 
 def test_the_loss_is_the_closed_form_where_there_is_one():
     """Ignoring a feature: I (p/3 - p^2/4); the antipodal pair: p^2 (1 + I) / 6."""
     p, importance = 0.3, 0.4
     weight = torch.tensor([1.0, importance])
-    ignoring = sp.Toys("relu", torch.tensor([[[1.0, 0.0]]]), torch.tensor([[0.0, p / 2]]))
-    pair = sp.Toys("relu", torch.tensor([[[1.0, -1.0]]]), torch.zeros(1, 2))
+    ignoring = superposition.Toys(
+        "relu", torch.tensor([[[1.0, 0.0]]]), torch.tensor([[0.0, p / 2]])
+    )
+    pair = superposition.Toys("relu", torch.tensor([[[1.0, -1.0]]]), torch.zeros(1, 2))
     features = law(p, n=2)
     exact = importance * (p / 3 - p**2 / 4), p**2 * (1 + importance) / 6
-    for toys, value in zip((ignoring, pair), exact, strict=True):
-        assert float(toys.loss(features, weight, count=400_000)) == pytest.approx(value, rel=0.02)
-        by_rule = sp.pair_loss(
-            toys.W[0, 0].double(), toys.b[0].double(), torch.tensor(importance), torch.tensor(p)
+    for toy, value in zip((ignoring, pair), exact, strict=True):
+        assert float(toy.loss(features, weight, count=400_000)) == pytest.approx(value, rel=0.02)
+        by_rule = superposition.pair_loss(
+            toy.W[0, 0].double(), toy.b[0].double(), torch.tensor(importance), torch.tensor(p)
         )
         assert float(by_rule) == pytest.approx(value, rel=1e-3)
 
 
 def test_five_sparse_features_make_a_pentagon_and_dense_ones_keep_two():
     features = law(0.05, 0.05, 0.05, 1.0, 1.0, 1.0)  # a start may end in a worse arrangement
-    tries = sp.train(features, 2, 1.0, steps=6000, batch=512, starts=[0, 1, 2] * 2, seed=1)
+    tries = superposition.train(
+        features, 2, 1.0, steps=6000, batch=512, starts=[0, 1, 2] * 2, seed=1
+    )
     toys = tries.best(tries.loss(features), groups=2)
     W, b = toys.W[0], toys.b[0]
     norm, angle = torch.linalg.vector_norm(W, dim=0), torch.atan2(W[1], W[0]).sort().values
     assert torch.allclose(norm, torch.full((5,), 1.135), atol=0.03)
     assert torch.allclose(angle.diff(), torch.full((4,), 2 * math.pi / 5), atol=0.1)
     assert torch.allclose(b, torch.full((5,), -0.246), atol=0.03)
-    assert abs(float(sp.dimensions_per_feature(toys.W)[1]) - 1) < 0.2
+    assert abs(float(superposition.dimensions_per_feature(toys.W)[1]) - 1) < 0.2
 
 
 def test_a_linear_model_is_pca():
     """Without the ReLU, and with a bias, the rows of W span the top principal axes of the data."""
     features = law(0.5, n=6, sets="correlated", size=2)
-    toys = sp.train(features, 3, kind="linear", steps=4000, batch=512, lr=3e-3, anneal=True)
+    toys = superposition.train(
+        features, 3, kind="linear", steps=4000, batch=512, lr=3e-3, anneal=True
+    )
     axes = torch.tensor(PCA(3).fit(drawn(features)[0].T.numpy()).components_, dtype=torch.float32)
     cosines = torch.linalg.svdvals(torch.linalg.qr(toys.W[0].T).Q.T @ axes.T)
     assert cosines.min() > 0.999
@@ -186,8 +198,8 @@ def test_a_linear_model_is_pca():
 @pytest.mark.parametrize("n, share", [(2, 1.0), (3, 2 / 3), (4, 1 / 2), (5, 2 / 5), (7, 2 / 7)])
 def test_dimensionality_of_a_tight_frame_is_m_over_n(n, share):
     W = polygon(n, 1.3) if n > 2 else 1.3 * torch.eye(2)[None]
-    assert torch.allclose(sp.dimensionality(W), torch.full((1, n), share), atol=1e-5)
-    assert float(sp.dimensions_per_feature(W)) == pytest.approx(2 / (1.69 * n), rel=1e-5)
+    assert torch.allclose(superposition.dimensionality(W), torch.full((1, n), share), atol=1e-5)
+    assert float(superposition.dimensions_per_feature(W)) == pytest.approx(2 / (1.69 * n), rel=1e-5)
 
 
 def test_ideal_fractions_are_those_of_their_polytopes():
@@ -209,40 +221,44 @@ def test_ideal_fractions_are_those_of_their_polytopes():
     }
     for name, W in found.items():
         assert torch.allclose(
-            sp.dimensionality(W), torch.full((W.shape[1],), sp.IDEAL[name]), atol=1e-5
+            superposition.dimensionality(W),
+            torch.full((W.shape[1],), superposition.IDEAL[name]),
+            atol=1e-5,
         )
 
 
 def test_a_forgotten_feature_has_no_dimension_and_nothing_is_divided_by_zero():
     W = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
-    assert torch.equal(sp.dimensionality(W), torch.tensor([1.0, 1.0, 0.0]))
+    assert torch.equal(superposition.dimensionality(W), torch.tensor([1.0, 1.0, 0.0]))
 
 
 def test_lines_counts_near_and_beside():
     on = torch.cat([torch.full((12,), 0.5), torch.full((3,), 0.5125), torch.full((5,), 0.41)])
-    assert sp.lines(on)["1/2"] == (12, 3) and sp.lines(on)["2/5"] == (0, 5)
+    assert superposition.lines(on)["1/2"] == (12, 3) and superposition.lines(on)["2/5"] == (0, 5)
 
 
 def test_dropped_tells_the_configurations_apart():
     pair, first, second = torch.tensor([[[1.0, -0.9]], [[1.0, 0.1]], [[0.0, -1.0]]])
-    assert [tuple(map(int, sp.dropped(W))) for W in (pair, first, second)] == [
+    assert [tuple(map(int, superposition.dropped(W))) for W in (pair, first, second)] == [
         (0, 1),
         (1, 1),
         (0, 0),
     ]
     W = torch.tensor([[1.0, 0.0, -1.0], [0.0, 1.0, 0.0]])  # 0 and 2 antipodal, 1 by itself
     turn = torch.linalg.qr(torch.randn(2, 2, generator=torch.Generator().manual_seed(0))).Q
-    assert tuple(map(int, sp.dropped(turn @ W))) == (0, 2)
+    assert tuple(map(int, superposition.dropped(turn @ W))) == (0, 2)
 
 
 def test_an_attack_hurts_superposed_features_more():
     """At p = 1 no feature leaks: moving along a kept one costs (eps E|x|)^2 on average at most."""
     features = law(0.2)
-    crowded = sp.Toys("relu", polygon(5, 1.1), torch.full((1, 5), -0.2))
-    alone = sp.Toys("relu", torch.eye(5)[None, :2], torch.tensor([[0, 0, 0.1, 0.1, 0.1]]))
-    rise, calm = (float(sp.attack(t, features)) for t in (crowded, alone))
+    crowded = superposition.Toys("relu", polygon(5, 1.1), torch.full((1, 5), -0.2))
+    alone = superposition.Toys(
+        "relu", torch.eye(5)[None, :2], torch.tensor([[0, 0, 0.1, 0.1, 0.1]])
+    )
+    rise, calm = (float(superposition.attack(t, features)) for t in (crowded, alone))
     assert rise > 2 * calm > 0
-    assert float(sp.attack(crowded, features, eps=0)) == 0
+    assert float(superposition.attack(crowded, features, eps=0)) == 0
 
 
 # The border --------------------------------------------------------------------------------------
@@ -250,40 +266,42 @@ def test_an_attack_hurts_superposed_features_more():
 
 def test_the_closed_border_is_where_the_two_losses_meet():
     importance = torch.tensor([0.1, 0.25, 0.5, 1.0, 2.0, 10.0])
-    p = sp.border(importance)
+    p = superposition.border(importance)
     ignored = importance.clamp_max(1) * (p / 3 - p**2 / 4)
     assert torch.allclose(ignored, p**2 * (1 + importance) / 6, rtol=1e-5)
-    assert float(sp.border(torch.tensor(1.0))) == pytest.approx(4 / 7)
+    assert float(superposition.border(torch.tensor(1.0))) == pytest.approx(4 / 7)
 
 
 def test_the_free_border_lies_outside_the_closed_one_and_is_symmetric():
     importance = torch.tensor([0.1, 0.25, 0.5, 2.0, 10.0])
-    free = sp.best_border(importance)
-    assert bool((free > sp.border(importance)).all())
+    free = superposition.best_border(importance)
+    assert bool((free > superposition.border(importance)).all())
     assert torch.allclose(free[[0, 2]], free[[4, 3]], atol=2e-3)
 
 
 def test_the_best_pair_cannot_be_improved_and_beats_its_start():
     importance, p = torch.tensor([0.25, 0.5]), torch.tensor([0.3, 0.2])
-    w, b, loss = sp.best_pair(importance, p)
-    start = sp.pair_loss(torch.tensor([[1.0, -1.0]]), torch.zeros(1, 2), importance, p)
+    w, b, loss = superposition.best_pair(importance, p)
+    start = superposition.pair_loss(torch.tensor([[1.0, -1.0]]), torch.zeros(1, 2), importance, p)
     assert bool((loss < start).all())
     noise = torch.Generator().manual_seed(0)
     for _ in range(20):
         dw, db = (0.02 * torch.randn(2, 2, generator=noise, dtype=torch.float64) for _ in range(2))
-        assert bool((sp.pair_loss(w + dw, b + db, importance.double(), p.double()) > loss).all())
+        assert bool(
+            (superposition.pair_loss(w + dw, b + db, importance.double(), p.double()) > loss).all()
+        )
 
 
 @pytest.mark.slow
 def test_trained_models_fall_on_the_two_sides_of_the_numerical_border():
     importance = torch.tensor([0.1, 0.25, 0.5]).repeat(2)
-    p = sp.best_border(importance) * torch.tensor([0.75] * 3 + [1.4] * 3)
+    p = superposition.best_border(importance) * torch.tensor([0.75] * 3 + [1.4] * 3)
     tries = 6
-    features = sp.Features(p.repeat_interleave(tries)[:, None].repeat(1, 2))
+    features = superposition.Features(p.repeat_interleave(tries)[:, None].repeat(1, 2))
     weight = torch.stack([torch.ones(6), importance], 1).repeat_interleave(tries, 0)
-    toys = sp.train(features, 1, weight, starts=list(range(tries)) * 6, batch=512)
+    toys = superposition.train(features, 1, weight, starts=list(range(tries)) * 6, batch=512)
     best = toys.best(toys.loss(features, weight), 6)
-    i, j = sp.dropped(best.W)
+    i, j = superposition.dropped(best.W)
     assert (i != j).tolist() == [True] * 3 + [False] * 3
 
 
@@ -291,57 +309,57 @@ def test_trained_models_fall_on_the_two_sides_of_the_numerical_border():
 
 
 def test_a_grid_point_alone_goes_as_in_the_grid():
-    sweep = dataclasses.replace(sweeps.SWEEPS["one rarer"], steps=40, batch=64, tries=3)
-    whole, alone = sweeps.fit(sweep, "relu", 2), sweeps.fit(sweep, "relu", 2, at=[4])
+    sweep = dataclasses.replace(toys.RECIPES["one rarer"], steps=40, batch=64, tries=3)
+    whole, alone = toys.fit_toys(sweep, "relu", 2), toys.fit_toys(sweep, "relu", 2, at=[4])
     assert torch.allclose(whole.toys.W[4], alone.toys.W[0], atol=1e-5)
     assert torch.allclose(whole.losses[4], alone.losses[0], rtol=1e-4)
 
 
 def test_the_best_of_the_tries_is_kept():
-    sweep = dataclasses.replace(sweeps.SWEEPS["intro"], steps=40, batch=64)
-    found = sweeps.fit(sweep, "relu", 0)
+    sweep = dataclasses.replace(toys.RECIPES["intro"], steps=40, batch=64)
+    found = toys.fit_toys(sweep, "relu", 0)
     law_, importance = sweep.law()
     assert torch.allclose(found.toys.loss(law_, importance, 16_384), found.losses.min(1).values)
     assert found.losses.shape == (8, 4)
 
 
 def test_points_vary_density_then_importance_then_rarity():
-    sweep = sweeps.Sweep(3, 2, (0.5, 0.1), importances=(1.0, 2.0), rarities=(1.0, 0.5), fade=0.9)
+    sweep = toys.Recipe(3, 2, (0.5, 0.1), importances=(1.0, 2.0), rarities=(1.0, 0.5), fade=0.9)
     density, importance = sweep.points()
     assert density.shape == (8, 3) and importance[2].tolist() == pytest.approx([1, 0.9, 1.62])
     assert density[5].tolist() == pytest.approx([0.1, 0.1, 0.05])
 
 
-@pytest.mark.parametrize("name", sweeps.SWEEPS)
+@pytest.mark.parametrize("name", toys.RECIPES)
 def test_every_sweep_runs_and_its_row_is_plain(name):
-    sweep = sweeps.SWEEPS[name]
+    sweep = toys.RECIPES[name]
     small = dataclasses.replace(
         sweep, densities=sweep.densities[:2], importances=sweep.importances[:2],
         rarities=sweep.rarities[:2], steps=2, batch=8, tries=min(2, sweep.tries),
         record=(0, 2) if sweep.record else (),
     )  # fmt: skip
     for kind in sweep.kinds:
-        row = sweeps.row(small, kind, 0)
+        row = toys.recipe_row(small, kind, 0)
         assert row["kind"] == kind and len(row["loss"]) == len(small.points()[0])
         assert all(isinstance(v, (str, int, list, dict)) for v in row.values())
 
 
 def test_the_stored_table_was_made_by_these_sweeps():
-    table = results.stored("superposition")
-    now = {name: dataclasses.asdict(sweep) for name, sweep in sweeps.SWEEPS.items()}
+    table = data.stored("superposition")
+    now = {name: dataclasses.asdict(sweep) for name, sweep in toys.RECIPES.items()}
     assert table["sweeps"] == json.loads(json.dumps(now))
-    for name, sweep in sweeps.SWEEPS.items():
+    for name, sweep in toys.RECIPES.items():
         found = {(row["kind"], row["seed"]) for row in table["rows"][name]}
-        assert found == {(kind, seed) for kind in sweep.kinds for seed in sweeps.SEEDS}
+        assert found == {(kind, seed) for kind in sweep.kinds for seed in toys.SEEDS}
 
 
 @pytest.mark.slow
 def test_a_row_of_the_stored_table_is_what_it_was():
-    name = random.choice([n for n, s in sweeps.SWEEPS.items() if s.n <= 20])
-    sweep = sweeps.SWEEPS[name]
-    row = random.choice(results.stored("superposition")["rows"][name])
+    name = random.choice([n for n, s in toys.RECIPES.items() if s.n <= 20])
+    sweep = toys.RECIPES[name]
+    row = random.choice(data.stored("superposition")["rows"][name])
     at = random.randrange(len(row["loss"]))
-    found = sweeps.fit(sweep, row["kind"], row["seed"], at=[at]).toys
+    found = toys.fit_toys(sweep, row["kind"], row["seed"], at=[at]).toys
     law_, importance = sweep.law(slice(at, at + 1))
     now = float(found.loss(law_, importance))
     assert now == pytest.approx(row["loss"][at], rel=0.02, abs=2e-5), (name, row["seed"], at)

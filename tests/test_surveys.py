@@ -6,15 +6,18 @@ import pytest
 import torch
 from conftest import make_tiny_unet
 
-from mathkit import analysis, cases, models, puppets, surveys
-from mathkit.hspace import MAPS
+from mathkit.chapters import treatment
+from mathkit.diffusion import model, networks
+from mathkit.diffusion.encoder import MAPS
+from mathkit.show import posterior, puppets
+from studies import surveys
 
 pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")
 def p():
-    return models.UNetModel(make_tiny_unet(size=64), models.linear_schedule(1000), "v_prediction")
+    return networks.UNetModel(make_tiny_unet(size=64), model.linear_schedule(1000), "v_prediction")
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +35,7 @@ MOST = 3**0.5 * math.pi / 2
 
 @pytest.fixture(scope="module")
 def truth():
-    return puppets.Posterior(count=400)
+    return posterior.Posterior(count=400)
 
 
 def test_a_tangent_row_holds_shares_and_the_truths_own(p, truth, monkeypatch):
@@ -49,7 +52,7 @@ def test_a_tangent_row_holds_shares_and_the_truths_own(p, truth, monkeypatch):
 
 
 def test_a_span_of_tangents_holds_its_own_and_not_anothers():
-    mine, other = (analysis.tangents(q) for q in puppets.sample_factors(2, seed=21).split(1))
+    mine, other = (puppets.tangents(q) for q in puppets.sample_factors(2, seed=21).split(1))
     V = torch.linalg.qr(mine.flatten(1).T).Q.T.reshape(mine.shape)
     found = surveys._described(V, mine, other)
     assert found["plain"] == pytest.approx(1, abs=1e-3) and found["another"] < 0.9
@@ -73,8 +76,8 @@ def test_distances_between_samples_stay_in_range_and_above_their_floor(p, truth,
 def test_a_model_has_no_distance_from_itself(p):
     same = surveys.between_models(p, p, frame=1, t=400)
     assert same["h"] == 0 and same["mean"] == 0
-    other = models.UNetModel(
-        make_tiny_unet(size=64, seed=1), models.linear_schedule(1000), "v_prediction"
+    other = networks.UNetModel(
+        make_tiny_unet(size=64, seed=1), model.linear_schedule(1000), "v_prediction"
     )
     assert surveys.between_models(p, other, frame=1, t=400)["h"] > 0.1
 
@@ -105,15 +108,17 @@ def test_a_manifold_row_measures_every_edit(p, monkeypatch):
     assert set(surveys.EDITS) <= set(row)
     for name in surveys.EDITS:
         assert row[name]["change"][0] > 0 and row[name]["distance"][0] > 0
-    assert row["untreated"] == pytest.approx(float(cases.admit(p, 3, [1], 500).distance), abs=1e-3)
+    assert row["untreated"] == pytest.approx(
+        float(treatment.admit(p, 3, [1], 500).distance), abs=1e-3
+    )
 
 
 def test_the_noised_frame_is_one_of_the_show_and_its_noise_its_own(p):
-    q, x = surveys.noised(p, 4, 500, simple=True)
+    q, x = surveys.noised_frame(p, 4, 500, simple=True)
     abar = float(p.alphas_cumprod[500])
     noise = (x - abar**0.5 * puppets.render(q)) / (1 - abar) ** 0.5
     assert abs(float(noise.std()) - 1) < 0.02
-    assert analysis.tangents(q).shape == (10, 3, 64, 64)
-    assert not torch.equal(noise, surveys.noised(p, 5, 500)[1])
+    assert puppets.tangents(q).shape == (10, 3, 64, 64)
+    assert not torch.equal(noise, surveys.noised_frame(p, 5, 500)[1])
     with pytest.raises(ValueError, match="expected a map of"):
         surveys.the_map(p, "eps", x, 500)

@@ -10,8 +10,9 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import mathkit as mk
-from mathkit import jacobians, linear, nodes, rules, tape
-from mathkit.tape import Tape
+from mathkit.linear import jacobian
+from mathkit.linear._tape import convolution, moves, nodes, rules, tape, twice
+from mathkit.linear._tape.tape import Tape
 
 pytestmark = pytest.mark.usefixtures("float64")
 IMAGE = (2, 4, 6)
@@ -133,7 +134,7 @@ def point(shape=IMAGE, low=0.1, high=0.9):
 
 
 def taped(f, x):
-    found = jacobians.record(f, x)
+    found = jacobian.record(f, x)
     assert isinstance(found, Tape)
     return found
 
@@ -141,10 +142,10 @@ def taped(f, x):
 def read_without_comparing(f, x):
     """A tape as its rules make it, right or wrong, with the graph it came from."""
     x = x.clone().requires_grad_()
-    with jacobians._Twice():
+    with twice.Twice():
         h = f(x.clone())
     with torch.no_grad():
-        made = tape._Reader(h, x, {jacobians._ConstantConv: jacobians._ConstantConv.rules}).tape()
+        made = tape._Reader(h, x, {twice.ConstantConv: twice.ConstantConv.rules}).tape()
     return made, h, x
 
 
@@ -189,7 +190,7 @@ def test_every_name_of_the_table_is_tested():
     seen = set()
     for f in CASES.values():
         x = point().requires_grad_()
-        with jacobians._Twice():
+        with twice.Twice():
             h = f(x.clone())
         seen |= {node.name() for node in tape._from_x(h.grad_fn, x)}
     stems = {name.split("Backward")[0] for name in seen}
@@ -223,7 +224,7 @@ def test_a_transpose_by_weights_turned_by_half(settings, monkeypatch):
     (step,) = taped(layer, x).steps
     assert step.rule.turned is not None
     assert_dense(layer, x)
-    monkeypatch.setattr(linear, "SMALL", 0)
+    monkeypatch.setattr(convolution, "SMALL", 0)
     (step,) = taped(layer, x).steps
     assert step.rule.turned is None
     assert_dense(layer, x)
@@ -268,21 +269,21 @@ def test_the_bottleneck_and_the_whole_of_a_unet(tiny_unet_double, bottleneck, la
 
 
 def test_the_maps_of_a_model(tiny_unet_double):
-    p = mk.models.UNetModel(tiny_unet_double, mk.models.linear_schedule())
+    p = mk.diffusion.networks.UNetModel(tiny_unet_double, mk.diffusion.model.linear_schedule())
     x = torch.randn(1, 3, 16, 16)
     for f in (mk.encoder(p, 500), mk.encoder(p, 500, "sum"), mk.posterior_mean(p, 500)):
         assert_agrees_with_torch_func(f, x)
 
 
 def test_the_puppet_show():
-    assert_agrees_with_torch_func(lambda q: mk.puppets.render(q, 16), torch.rand(1, 13))
+    assert_agrees_with_torch_func(lambda q: mk.show.puppets.render(q, 16), torch.rand(1, 13))
 
 
 # --- the checker ------------------------------------------------------------------------------
 
 RULES = [
-    rules.Pointwise, rules.Projection, rules.Softmax, rules.Product, linear.Reshape, linear.Permute,
-    linear.Sum, linear.Take, linear.Cat, linear.Pad, linear.OnImages, linear.Conv,
+    rules.Pointwise, rules.Projection, rules.Softmax, rules.Product, moves.Reshape, moves.Permute,
+    moves.Sum, moves.Take, moves.Cat, moves.Pad, moves.OnImages, convolution.Conv,
 ]  # fmt: skip
 
 
@@ -356,7 +357,7 @@ NO_RULE = {
 @pytest.mark.parametrize("name", NO_RULE)
 def test_without_a_rule_the_graph_serves(name):
     f, x = NO_RULE[name], point()
-    assert isinstance(jacobians.record(f, x), jacobians.Graph)
+    assert isinstance(jacobian.record(f, x), jacobian.Graph)
     A = mk.jacobian(f, x)
     v = torch.randn(2, *x.shape[1:])
     differences = torch.cat([(f(x + 1e-3 * w[None]) - f(x - 1e-3 * w[None])) / 2e-3 for w in v])
@@ -366,7 +367,7 @@ def test_without_a_rule_the_graph_serves(name):
 
 def test_half_precision_has_no_tape():
     x = point().bfloat16()
-    assert isinstance(jacobians.record(torch.sin, x), jacobians.Graph)
+    assert isinstance(jacobian.record(torch.sin, x), jacobian.Graph)
     assert mk.jacobian(torch.sin, x).push(x).dtype == torch.bfloat16
 
 
@@ -408,7 +409,7 @@ def test_nothing_stays_behind(tiny_unet_double, way, monkeypatch):
         return F.conv2d(y.sin(), fixed(2, 4, 3, 3))
 
     if way == "graph":
-        monkeypatch.setattr(jacobians, "read", lambda *call: None)
+        monkeypatch.setattr(jacobian, "read", lambda *call: None)
     x, random = torch.randn(1, 3, 8, 8), torch.get_rng_state()
     hooks = [len(m._forward_hooks) for m in tiny_unet_double.modules()]
     A = mk.jacobian(f, x)

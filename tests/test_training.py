@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from mathkit import puppets, training, weights
-from mathkit.models import linear_schedule
+from mathkit import data
+from mathkit.diffusion.model import linear_schedule
+from mathkit.show import puppets
+from studies import ship, train
 
 
 class Answer(nn.Module):
@@ -27,7 +29,7 @@ def draw(seed=0):
 
 def alone(**kw):
     """The loss whose newest frames are those of the batch itself, one frame: plain denoising."""
-    return training.DenoiserLoss(batch=1, recent=1, **kw)
+    return train.DenoiserLoss(batch=1, recent=1, **kw)
 
 
 def test_with_one_frame_the_loss_is_the_distance_to_v_of_that_noised_frame():
@@ -35,7 +37,7 @@ def test_with_one_frame_the_loss_is_the_distance_to_v_of_that_noised_frame():
         net = Answer()
         loss = alone()(net, step, draw(step))
         (xt, t), abar = net.asked[0], linear_schedule()
-        x0 = puppets.render(training.show(step, 1, stream=1))
+        x0 = puppets.render(train.show(step, 1, stream=1))
         a = abar[t].float()[:, None, None, None]
         e = (xt - a.sqrt() * x0) / (1 - a).sqrt()
         if t > 20:  # below, e is a difference of nearly equal numbers
@@ -46,11 +48,11 @@ def test_with_one_frame_the_loss_is_the_distance_to_v_of_that_noised_frame():
 
 def test_the_target_is_the_posterior_mean_over_the_newest_frames():
     """Oracle: every weight written out in float64, frame by frame."""
-    loss, net, batch = training.DenoiserLoss(batch=4, recent=24), Answer(), 4
+    loss, net, batch = train.DenoiserLoss(batch=4, recent=24), Answer(), 4
     for step in (10, 11):
         value = loss(net, step, draw(step)).item()
     xt, t = net.asked[-1]
-    newest = torch.cat([puppets.render(training.show(s, 4, stream=1)) for s in range(6, 12)])
+    newest = torch.cat([puppets.render(train.show(s, 4, stream=1)) for s in range(6, 12)])
     frames, flat = newest.flatten(1).double(), xt.flatten(1).double()
     total = 0.0
     for x, time in zip(flat, t, strict=True):
@@ -64,22 +66,22 @@ def test_the_target_is_the_posterior_mean_over_the_newest_frames():
 
 
 def test_the_newest_frames_are_the_same_after_a_stop():
-    on, again = training.DenoiserLoss(batch=2, recent=8), training.DenoiserLoss(batch=2, recent=8)
+    on, again = train.DenoiserLoss(batch=2, recent=8), train.DenoiserLoss(batch=2, recent=8)
     for step in range(5):
         last = on(Answer(), step, draw(step))
     assert torch.equal(last, again(Answer(), 4, draw(4)))
 
 
 def test_the_understudy_is_shown_the_simple_show_only():
-    q = training.show(3, 50, stream=1, simple=True)
+    q = train.show(3, 50, stream=1, simple=True)
     moving = [i for i in range(q.shape[1]) if q[:, i].std() > 0.1]
     names = [puppets.FACTORS[i] for i in moving]
-    assert names == [*puppets.FEW, "stranger_side", "stranger_height"]
+    assert names == [*puppets.FEW_FACTORS, "stranger_side", "stranger_height"]
     assert (q[:, puppets.STRANGER] == 0).all()
 
 
 def test_times_cover_the_schedule_evenly():
-    net, loss = Answer(), training.DenoiserLoss(recent=8)
+    net, loss = Answer(), train.DenoiserLoss(recent=8)
     for step in range(30):
         loss(net, step, draw(step))
     t = torch.cat([t for _, t in net.asked]).sort().values
@@ -95,20 +97,20 @@ def test_the_schedule_is_the_linear_one_of_diffusers():
 
 
 def test_training_frames_never_repeat_and_leave_the_other_seeds_alone():
-    a, b = training.show(0, 4, stream=1), training.show(1, 4, stream=1)
-    assert not torch.equal(a, b) and torch.equal(a, training.show(0, 4, stream=1))
-    assert not torch.equal(a, training.show(0, 4, stream=0))
+    a, b = train.show(0, 4, stream=1), train.show(1, 4, stream=1)
+    assert not torch.equal(a, b) and torch.equal(a, train.show(0, 4, stream=1))
+    assert not torch.equal(a, train.show(0, 4, stream=0))
 
 
 def test_spoilt_images_stay_images():
     images = puppets.render(puppets.sample_factors(32, 0))
-    spoilt = training.spoil(images, draw())
+    spoilt = train.spoil(images, draw())
     assert spoilt.shape == images.shape and spoilt.abs().max() <= 1
     assert 0.01 < (spoilt - images).abs().mean() < 0.15
 
 
 def test_the_rate_warms_up_and_falls_to_a_twentieth():
-    rates = [training.learning_rate(s, 1000, 2.0) for s in range(1000)]
+    rates = [train.learning_rate(s, 1000, 2.0) for s in range(1000)]
     assert rates[0] == pytest.approx(2.0 / 200) and max(rates) > 1.8
     assert rates[-1] == pytest.approx(0.1, rel=0.01)
     assert all(b <= a for a, b in zip(rates[200:], rates[201:], strict=False))
@@ -116,7 +118,7 @@ def test_the_rate_warms_up_and_falls_to_a_twentieth():
 
 @pytest.fixture
 def tiny(monkeypatch, tmp_path):
-    monkeypatch.setattr(training, "RUNS", tmp_path)
+    monkeypatch.setattr(train, "RUNS", tmp_path)
 
     def run(name, steps):
         torch.manual_seed(0)
@@ -126,7 +128,7 @@ def tiny(monkeypatch, tmp_path):
             x = torch.randn(16, 6, generator=draw)
             return (net(x) - x.flip(1)).square().mean()
 
-        return training.fit(net, loss, name, steps, 1e-2, every=5)
+        return train.fit(net, loss, name, steps, 1e-2, every=5)
 
     return run
 
@@ -135,7 +137,7 @@ def test_a_run_that_stops_continues_to_the_same_weights(tiny):
     whole = tiny("whole", 20)
     tiny("parts", 10)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "learning_rate", lambda s, n, r: r)
+        patch.setattr(train, "learning_rate", lambda s, n, r: r)
         tiny("constant", 10)
         constant = tiny("constant", 20)
         at_once = tiny("at once", 20)
@@ -155,21 +157,21 @@ def test_training_lowers_the_loss_and_a_finished_run_does_nothing_more(tiny):
 
 
 def test_shipping_before_training_says_what_to_do(monkeypatch, tmp_path):
-    monkeypatch.setattr(training, "RUNS", tmp_path)
+    monkeypatch.setattr(train, "RUNS", tmp_path)
     with pytest.raises(FileNotFoundError, match="make patient"):
-        training.ship()
+        ship.ship()
 
 
 def test_a_shipped_network_loads_as_the_one_that_was_trained(monkeypatch, tmp_path):
-    monkeypatch.setattr(training, "RUNS", tmp_path / "runs")
-    small = training.UNET | {"block_out_channels": (16, 16, 16, 32)}
-    monkeypatch.setitem(training.PATIENTS, "alice", small)
-    monkeypatch.setattr(weights, "clone", lambda: tmp_path / "data")
-    net = training.make_unet()
+    monkeypatch.setattr(train, "RUNS", tmp_path / "runs")
+    small = train.UNET | {"block_out_channels": (16, 16, 16, 32)}
+    monkeypatch.setitem(train.PATIENTS, "alice", small)
+    monkeypatch.setattr(data, "clone", lambda: tmp_path / "data")
+    net = train.make_unet()
     state = {"mean": net.state_dict(), "step": 3}
     (tmp_path / "runs" / "alice").mkdir(parents=True)
     torch.save(state, tmp_path / "runs" / "alice" / "state.pt")
-    training.ship()
+    ship.ship()
     monkeypatch.setenv("MATHKIT_DATA", str(tmp_path / "data"))
     from mathkit import load_model
 
@@ -184,20 +186,20 @@ def test_a_shipped_network_loads_as_the_one_that_was_trained(monkeypatch, tmp_pa
 
 
 def test_a_run_begun_from_weights_has_them_and_says_so(monkeypatch, tmp_path):
-    monkeypatch.setattr(training, "RUNS", tmp_path / "runs")
-    monkeypatch.setattr(weights, "clone", lambda: tmp_path / "data")
-    net, other = training.make_unet("understudy"), training.make_unet("understudy")
+    monkeypatch.setattr(train, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(data, "clone", lambda: tmp_path / "data")
+    net, other = train.make_unet("understudy"), train.make_unet("understudy")
     with torch.no_grad():
         net.conv_in.bias += 1
     (tmp_path / "runs" / "understudy").mkdir(parents=True)
     half = {k: v.half() for k, v in net.state_dict().items()}
-    folder = training._folder("understudy", half)
-    training.begin(other, "understudy", str(folder))
+    folder = ship._folder("understudy", half)
+    train.begin(other, "understudy", str(folder))
     assert torch.allclose(other.conv_in.bias, net.conv_in.bias, atol=1e-2)
     state = {"mean": other.state_dict(), "step": 7}
     torch.save(state, tmp_path / "runs" / "understudy" / "state.pt")
-    training.ship()
-    (entry,) = (e for e in weights.manifest(tmp_path / "data") if e["path"].endswith("tensors"))
+    ship.ship()
+    (entry,) = (e for e in data.manifest(tmp_path / "data") if e["path"].endswith("tensors"))
     assert "understudy --steps 7 --from" in entry["command"] and "SHA-256" in entry["command"]
     assert entry["size"] < 4e6 and sum(v.numel() for v in half.values()) <= 1.5e6
 
@@ -205,60 +207,60 @@ def test_a_run_begun_from_weights_has_them_and_says_so(monkeypatch, tmp_path):
 @pytest.mark.parametrize("words", [["alice", "understudy"], ["reader"]])
 def test_weights_to_begin_with_are_one_patients(words):
     with pytest.raises(SystemExit, match="begins one patient"):
-        training.main([*words, "--from", "data/alice"])
+        train.main([*words, "--from", "data/alice"])
 
 
 def test_weights_without_a_name_begin_alice(monkeypatch):
     begun = []
-    monkeypatch.setattr(training, "begin", lambda net, name, folder: begun.append((name, folder)))
-    monkeypatch.setattr(training, "fit", lambda *given: begun.append(given[2]))
-    training.main(["--from", "data/alice"])
+    monkeypatch.setattr(train, "begin", lambda net, name, folder: begun.append((name, folder)))
+    monkeypatch.setattr(train, "fit", lambda *given: begun.append(given[2]))
+    train.main(["--from", "data/alice"])
     assert begun == [("alice", "data/alice"), "alice"]
     begun.clear()
-    training.main([])
+    train.main([])
     assert begun == ["reader", "alice", "understudy"]
     with pytest.raises(SystemExit):
-        training.main(["nobody"])
+        train.main(["nobody"])
 
 
 def test_what_is_not_trained_to_its_end_is_not_shipped(tiny):
     tiny("reader", 5)
-    state = training.RUNS / "reader" / "state.pt"
+    state = train.RUNS / "reader" / "state.pt"
     torch.save(torch.load(state) | {"of": 9}, state)
     with pytest.raises(ValueError, match="reader has trained 5 of 9 steps"):
-        training.ship()
+        ship.ship()
 
 
 def test_weights_do_not_begin_a_run_that_was_begun_otherwise(monkeypatch, tmp_path):
-    monkeypatch.setattr(training, "RUNS", tmp_path)
-    net, run = training.make_unet("understudy"), tmp_path / "understudy"
+    monkeypatch.setattr(train, "RUNS", tmp_path)
+    net, run = train.make_unet("understudy"), tmp_path / "understudy"
     run.mkdir()
     (run / "state.pt").write_bytes(b"")
     with pytest.raises(ValueError, match="holds another run"):
-        training.begin(net, "understudy", "understudy")
+        train.begin(net, "understudy", "understudy")
     (run / "state.pt").unlink()
-    training.begin(net, "understudy", "understudy")
+    train.begin(net, "understudy", "understudy")
     (run / "state.pt").write_bytes(b"")
-    training.begin(net, "understudy", "understudy")  # the same again goes on
+    train.begin(net, "understudy", "understudy")  # the same again goes on
 
 
 def test_a_run_that_was_begun_from_weights_goes_on_at_its_own_rate(monkeypatch, tmp_path):
     rates = []
-    monkeypatch.setattr(training, "RUNS", tmp_path)
-    monkeypatch.setattr(training, "fit", lambda *given: rates.append(given[-1]))
-    training.main(["understudy", "--from", "understudy"])
-    (tmp_path / "understudy" / training.STATE).write_bytes(b"")
-    training.main(["understudy"])
+    monkeypatch.setattr(train, "RUNS", tmp_path)
+    monkeypatch.setattr(train, "fit", lambda *given: rates.append(given[-1]))
+    train.main(["understudy", "--from", "understudy"])
+    (tmp_path / "understudy" / train.STATE).write_bytes(b"")
+    train.main(["understudy"])
     assert rates == [4e-4, 4e-4]
     with pytest.raises(ValueError, match="no network like alice's"):
-        training.begin(training.make_unet("alice"), "alice", "understudy")
+        train.begin(train.make_unet("alice"), "alice", "understudy")
 
 
 def test_a_run_from_scratch_forgets_what_an_earlier_one_was_begun_from(monkeypatch, tmp_path):
-    monkeypatch.setattr(training, "RUNS", tmp_path)
-    monkeypatch.setattr(training, "fit", lambda *given: None)
-    note = tmp_path / "understudy" / training.BEGUN
+    monkeypatch.setattr(train, "RUNS", tmp_path)
+    monkeypatch.setattr(train, "fit", lambda *given: None)
+    note = tmp_path / "understudy" / train.BEGUN
     note.parent.mkdir()
     note.write_text("elsewhere")
-    training.main(["understudy"])
+    train.main(["understudy"])
     assert not note.exists()

@@ -8,10 +8,13 @@ import torch
 from conftest import make_tiny_unet
 
 import mathkit as mk
-from mathkit import cases, directions, models, puppets, treatment
-from mathkit.cases import Cases
-from mathkit.directions import Row
-from mathkit.puppets import STRANGER
+from mathkit.chapters import treatment
+from mathkit.chapters.treatment import Cases
+from mathkit.diffusion import model, networks
+from mathkit.show import puppets
+from mathkit.show.puppets import STRANGER
+from studies import methods
+from studies.methods import Row
 
 LIMIT, UNRELATED = 0.08, 0.25
 
@@ -23,14 +26,14 @@ def ill():
     x0, cure = puppets.render(q), puppets.counterfactual(q)
     xt = torch.randn(x0.shape, generator=torch.Generator().manual_seed(1))
     distance = torch.zeros(3)
-    return Cases(5, [0, 1, 2], 10, 2, xt, x0, q, distance, cure, cases.region(cure))
+    return Cases(5, [0, 1, 2], 10, 2, xt, x0, q, distance, cure, treatment.region(cure))
 
 
-class Known(models.Model):
+class Known(model.Model):
     """A model with E[x_0 | x_t] = M x_t for a rank-2 M = 3 a a^T + 2 b b^T, at every t."""
 
     def __init__(self, a, b):
-        super().__init__(a.shape[1:], models.linear_schedule(20), a.device, a.dtype)
+        super().__init__(a.shape[1:], model.linear_schedule(20), a.device, a.dtype)
         self.a, self.b = a, b
 
     def clean(self, x, t):
@@ -59,22 +62,22 @@ def test_the_region_is_the_dilated_change():
 
     q = puppets.sample_factors(2, 7, stranger=1)
     cure = puppets.counterfactual(q)
-    found = cases.region(cure)
+    found = treatment.region(cure)
     for i in range(2):
         spot = cure[i].abs().amax(0).numpy() > 0.05
         assert np.array_equal(found[i].numpy() > 0, binary_dilation(spot, np.ones((5, 5))))
-    assert not cases.region(torch.zeros(1, 3, 64, 64)).any()
+    assert not treatment.region(torch.zeros(1, 3, 64, 64)).any()
 
 
 def test_the_true_cure_is_cured_without_side_effect(ill):
-    marks = cases.judge(ill, ill.x0 + ill.cure, LIMIT, UNRELATED)
+    marks = treatment.judge(ill, ill.x0 + ill.cure, LIMIT, UNRELATED)
     assert marks["outcome"].tolist() == [1, 1, 1]
     assert marks["side"].max() < 1e-6 and marks["error"].max() < 1e-6 and marks["left"].max() < 1e-6
     assert marks["factor"].max() < 0.02
 
 
 def test_doing_nothing_is_ill_and_does_no_damage(ill):
-    marks = cases.judge(ill, ill.x0, LIMIT, UNRELATED)
+    marks = treatment.judge(ill, ill.x0, LIMIT, UNRELATED)
     assert marks["outcome"].tolist() == [0, 0, 0]
     assert marks["side"].max() == 0 and marks["outside"].max() == 0
     assert torch.allclose(marks["left"], torch.ones(3))
@@ -83,13 +86,13 @@ def test_doing_nothing_is_ill_and_does_no_damage(ill):
 
 
 def test_half_a_cure_is_no_damage_and_no_cure(ill):
-    marks = cases.judge(ill, ill.x0 + 0.4 * ill.cure, LIMIT, UNRELATED)
+    marks = treatment.judge(ill, ill.x0 + 0.4 * ill.cure, LIMIT, UNRELATED)
     assert (marks["outcome"] != 1).all() and marks["side"].max() < 1e-6
 
 
 def test_painting_over_everything_is_destroyed(ill):
     noise = torch.rand(ill.x0.shape, generator=torch.Generator().manual_seed(2)) * 2 - 1
-    marks = cases.judge(ill, noise, LIMIT, UNRELATED)
+    marks = treatment.judge(ill, noise, LIMIT, UNRELATED)
     assert marks["outcome"].tolist() == [2, 2, 2]
     assert marks["side"].min() > 0.5
 
@@ -97,14 +100,14 @@ def test_painting_over_everything_is_destroyed(ill):
 def test_another_puppet_is_no_cure_of_this_one_and_costs_about_one(ill):
     """Planted failure: a healthy frame alone must not count as cured."""
     other = puppets.render(puppets.sample_factors(3, 123, stranger=0))
-    marks = cases.judge(ill, other, LIMIT, UNRELATED)
+    marks = treatment.judge(ill, other, LIMIT, UNRELATED)
     assert (marks["p"] < 0.5).all() and marks["side"].mean() > 0.5
     assert marks["worst"].min() > 0.1
 
 
 def test_damage_inside_the_region_counts(ill):
     white = torch.where(ill.region[:, None] > 0, torch.ones(1), ill.x0)
-    marks = cases.judge(ill, white, LIMIT, UNRELATED)
+    marks = treatment.judge(ill, white, LIMIT, UNRELATED)
     assert marks["outside"].max() == 0 and marks["side"].min() > 0.1
 
 
@@ -112,36 +115,36 @@ def test_damage_inside_the_region_counts(ill):
 def test_the_dose_is_linear_between_measurements(target):
     strengths, effects = [0.1, 0.2, 0.4], [0.03, 0.10, 0.40]
     expected = np.interp(target, [0, *effects], [0, *strengths])
-    assert cases.dose(strengths, effects, target) == pytest.approx(expected)
+    assert treatment.dose(strengths, effects, target) == pytest.approx(expected)
 
 
 def test_a_dose_that_is_never_reached_is_the_largest():
-    assert cases.dose([0.1, 0.2], [0.01, 0.02], 0.15) == 0.2
+    assert treatment.dose([0.1, 0.2], [0.01, 0.02], 0.15) == 0.2
 
 
 def test_random_directions_are_of_length_one_and_differ_between_cases_and_streams(ill):
-    a, b = cases.gaussian(ill[0], 4), cases.gaussian(ill[1], 4)
+    a, b = treatment.gaussian(ill[0], 4), treatment.gaussian(ill[1], 4)
     assert torch.allclose(a.flatten(1).norm(dim=1), torch.ones(4), atol=1e-5)
-    gram = torch.cat([a, b, cases.gaussian(ill[0], 4, stream=1)]).flatten(1)
+    gram = torch.cat([a, b, treatment.gaussian(ill[0], 4, stream=1)]).flatten(1)
     assert ((gram @ gram.T) - torch.eye(12)).abs().max() < 0.05
-    assert torch.equal(a, cases.gaussian(ill[0], 4))
+    assert torch.equal(a, treatment.gaussian(ill[0], 4))
 
 
 def test_fresh_noise_takes_the_step_it_is_told_and_keeps_the_picture(ill):
     p = Known(unit(ill.x0[:1]), unit(ill.x0[1:2]))
     case = ill[0]
     for strength in (0.05, 0.3):
-        moved = treatment.renoised(p, case, strength)
+        moved = methods.renoised(p, case, strength)
         assert (moved - case.xt).norm() / case.xt.norm() == pytest.approx(strength, rel=0.03)
-    assert torch.allclose(treatment.renoised(p, case, 0.0), case.xt, atol=1e-5)
+    assert torch.allclose(methods.renoised(p, case, 0.0), case.xt, atol=1e-5)
 
 
 def test_the_masked_direction_is_the_models_own_and_points_towards_the_average(ill, known):
     average = known.clean(ill.xt[:1], 10) + known.a
     row = Row("masked", "mean", masked=True, supervision="region")
-    v = directions.direction(known, ill[0], row, average)
+    v = methods.direction(known, ill[0], row, average)
     assert (v * known.a).sum() == pytest.approx(1.0, abs=1e-4)
-    back = directions.direction(known, ill[0], row, known.clean(ill.xt[:1], 10) - known.a)
+    back = methods.direction(known, ill[0], row, known.clean(ill.xt[:1], 10) - known.a)
     assert torch.allclose(back, -v, atol=1e-4)
 
 
@@ -149,9 +152,9 @@ def test_the_index_rule_takes_the_direction_that_leads_to_the_average(ill, known
     """The first direction acts outside the region; among two, the row that knows it finds a."""
     weak = Known(known.b, known.a)  # 3 b b^T + 2 a a^T
     average = weak.clean(ill.xt[:1], 10) + known.a
-    first = directions.direction(weak, ill[0], Row("mean", "mean"), average)
+    first = methods.direction(weak, ill[0], Row("mean", "mean"), average)
     assert abs((first * known.b).sum()) > 0.999
-    best = directions.direction(
+    best = methods.direction(
         weak, ill[0], Row("mean", "mean", among=2, supervision="region"), average
     )
     assert (best * known.a).sum() > 0.999
@@ -159,7 +162,7 @@ def test_the_index_rule_takes_the_direction_that_leads_to_the_average(ill, known
 
 def test_the_projection_removes_what_the_rest_sees(ill, monkeypatch):
     """Two overlapping directions: the masked one loses its part along the rest's."""
-    monkeypatch.setattr(directions, "REST", 1)
+    monkeypatch.setattr(treatment, "REST", 1)
     inside = ill.region[:1, None].expand(1, 3, 64, 64)
     a, b = unit(inside * ill.cure[:1]), unit((1 - inside) * ill.x0[:1])
 
@@ -173,9 +176,9 @@ def test_the_projection_removes_what_the_rest_sees(ill, monkeypatch):
     p = Mixed(a, b)
     average = p.clean(ill.xt[:1], 10) + a
     masked = Row("m", "mean", masked=True, supervision="region")
-    plain = directions.direction(p, ill[0], masked, average)
+    plain = methods.direction(p, ill[0], masked, average)
     assert (plain * (0.8 * a + 0.6 * b)).sum() == pytest.approx(1.0, abs=1e-3)
-    projected = directions.direction(p, ill[0], dataclasses.replace(masked, rest=1), average)
+    projected = methods.direction(p, ill[0], dataclasses.replace(masked, rest=1), average)
     assert (projected * a).sum() == pytest.approx(1.0, abs=1e-3)
     assert (projected * b).sum() == pytest.approx(0.0, abs=1e-3)
 
@@ -183,7 +186,7 @@ def test_the_projection_removes_what_the_rest_sees(ill, monkeypatch):
 def test_a_sweep_gives_one_record_a_row_and_strength(ill, known):
     rows = [Row("random", "random"), Row("noise", "noise")]
     average = ill.x0[:1]
-    records = treatment.sweep(
+    records = methods.treat_all(
         known, ill[1], rows, lambda row: (0.05, 0.1), LIMIT, UNRELATED, average
     )
     assert [(r["row"], r["strength"]) for r in records] == [
@@ -194,14 +197,14 @@ def test_a_sweep_gives_one_record_a_row_and_strength(ill, known):
 
 def test_a_way_down_knows_the_times_of_its_grid(small):
     p, case = small
-    assert cases.grid(p, 250)[:2] == [250, 208] and cases.grid(p, 999)[0] == 999
+    assert treatment.grid(p, 250)[:2] == [250, 208] and treatment.grid(p, 999)[0] == 999
     for t in (251, 1000):
         with pytest.raises(ValueError, match="no time of the sampling grid"):
-            cases.trajectory(p, 3, [0], t)
+            treatment.trajectory(p, 3, [0], t)
     with pytest.raises(ValueError, match="does not come by t = 999"):
-        cases.descend(p, case.xt, 250, 999)
-    alone = cases.trajectory(p, 3, [1], 250)
-    assert torch.allclose(cases.trajectory(p, 3, [0, 1], 250)[1:], alone, atol=1e-4)
+        treatment.descend(p, case.xt, 250, 999)
+    alone = treatment.trajectory(p, 3, [1], 250)
+    assert torch.allclose(treatment.trajectory(p, 3, [0, 1], 250)[1:], alone, atol=1e-4)
 
 
 def test_a_case_of_a_batch_is_the_case_alone(ill):
@@ -220,8 +223,8 @@ def test_a_case_of_a_batch_is_the_case_alone(ill):
 @pytest.fixture(scope="module")
 def small():
     """A model with a bottleneck and random weights, and one of its samples."""
-    p = models.UNetModel(make_tiny_unet(size=64), models.linear_schedule(1000), "v_prediction")
-    return p, cases.admit(p, 3, [1], 250)
+    p = networks.UNetModel(make_tiny_unet(size=64), model.linear_schedule(1000), "v_prediction")
+    return p, treatment.admit(p, 3, [1], 250)
 
 
 def encoder_map(p, case, pool=None):
@@ -231,10 +234,10 @@ def encoder_map(p, case, pool=None):
 def test_the_untreated_image_is_the_samples_own_at_every_time(small):
     p, case = small
     whole = mk.sample(p, seed=3, index=[1]).clamp(-1, 1)
-    later = cases.at(p, case, 83)
+    later = treatment.at(p, case, 83)
     assert torch.allclose(case.x0, whole, atol=1e-4) and case.steps is None
-    assert torch.allclose(cases.finish(p, later.xt, 83), whole, atol=1e-4)
-    assert torch.allclose(cases.descend(p, case.xt, 250, 83), later.xt, atol=1e-4)
+    assert torch.allclose(treatment.finish(p, later.xt, 83), whole, atol=1e-4)
+    assert torch.allclose(treatment.descend(p, case.xt, 250, 83), later.xt, atol=1e-4)
 
 
 KEPT = {"u": torch.randn(3, 8, 8, 8, generator=torch.Generator().manual_seed(4))}
@@ -256,8 +259,8 @@ SOME = [
 def test_every_row_gives_one_unit_direction_and_its_opposite_with_the_other_sign(small, row):
     p, case = small
     average = torch.zeros_like(case.x0)
-    v = directions.direction(p, case, row, average, KEPT)
-    other = directions.direction(p, case, dataclasses.replace(row, sign=-1), average, KEPT)
+    v = methods.direction(p, case, row, average, KEPT)
+    other = methods.direction(p, case, dataclasses.replace(row, sign=-1), average, KEPT)
     assert v.shape == case.xt.shape and float(v.norm()) == pytest.approx(1.0, abs=1e-4)
     assert torch.equal(other, -v)
 
@@ -266,30 +269,30 @@ def test_what_is_kept_is_taken_by_index_and_lifted_as_told(small):
     p, case = small
     u, A = KEPT["u"][1], encoder_map(p, case)  # index 1 of 3
     average = torch.zeros_like(case.x0)
-    pulled, another = (directions.direction(p, case, SOME[i], average, KEPT) for i in (3, 5))
+    pulled, another = (methods.direction(p, case, SOME[i], average, KEPT) for i in (3, 5))
     assert torch.allclose(pulled, unit(A.pull(u[None])), atol=1e-4)
     assert torch.allclose(another, unit(KEPT["x"][1:2]), atol=1e-6)
     row = Row("carried", "carried", key="u", lift="pinv")
-    image = A.push(directions.direction(p, case, row, average, KEPT)).flatten()
-    U = mk.svd(A, directions.SPAN).U.flatten(1)
+    image = A.push(methods.direction(p, case, row, average, KEPT)).flatten()
+    U = mk.svd(A, methods.SPAN).U.flatten(1)
     wanted = (u.flatten() @ U.T) @ U
     assert torch.nn.functional.cosine_similarity(image, wanted, dim=0) > 0.999
     with pytest.raises(ValueError, match="needs the kept directions 'u'"):
-        directions.direction(p, case, row, average)
+        methods.direction(p, case, row, average)
 
 
 def test_local_rows_are_the_singular_vectors_of_their_map(small):
     p, case = small
     average = torch.zeros_like(case.x0)
-    pooled = directions.candidates(p, case, Row("pooled", "pooled", among=3), average)
+    pooled = methods.candidates(p, case, Row("pooled", "pooled", among=3), average)
     exact = mk.svd(encoder_map(p, case, "sum"), 3).V
     assert (pooled.flatten(1) @ exact.flatten(1).T).abs().diagonal().min() > 0.999
-    V = directions.local_directions(p, case, "mean", True, directions.TRIED).flatten(1)
-    span = directions.candidates(p, case, SOME[1], average).flatten(1)
+    V = methods.local_directions(p, case, "mean", True, methods.TRIED).flatten(1)
+    span = methods.candidates(p, case, SOME[1], average).flatten(1)
     assert torch.allclose(span @ span.T, torch.eye(4), atol=1e-4)
     assert torch.allclose(span @ V.T @ V, span, atol=1e-4)
     with pytest.raises(ValueError, match="no row is of kind"):
-        directions.candidates(p, case, Row("x", "nonsense"), average)
+        methods.candidates(p, case, Row("x", "nonsense"), average)
 
 
 def test_no_first_step_gains_more_than_the_aimed_one(small):
@@ -304,13 +307,13 @@ def test_no_first_step_gains_more_than_the_aimed_one(small):
             way = average - p.clean(case.xt, case.t)
         return float(((ends[1] - ends[0]) / (2 * s) * way * spot).sum())
 
-    v = directions.direction(p, case, row, average)
-    noise = directions.direction(p, case, dataclasses.replace(row, key="noise"), average)
-    best = directions.direction(p, case, Row("m", "mean", True, 0, 6, "region"), average)
-    lot = cases.gaussian(case, 20)
+    v = methods.direction(p, case, row, average)
+    noise = methods.direction(p, case, dataclasses.replace(row, key="noise"), average)
+    best = methods.direction(p, case, Row("m", "mean", True, 0, 6, "region"), average)
+    lot = treatment.gaussian(case, 20)
     others = [gain(u) for u in (noise, best, *lot.split(1))]
     assert gain(v) > max(others) and min(others[:2]) > 0
-    whole = directions.direction(p, case, dataclasses.replace(row, masked=False), average)
+    whole = methods.direction(p, case, dataclasses.replace(row, masked=False), average)
     assert not torch.allclose(v, whole, atol=1e-3)
 
 
@@ -318,7 +321,7 @@ def test_an_aimed_direction_is_the_pull_by_hand(ill, known):
     case, average = ill[0], ill.x0[1:2]
     way = (average - known.clean(case.xt, case.t)) * case.region
     row = Row("aimed", "aimed", masked=True, supervision="region")
-    v = directions.direction(known, case, row, average)
+    v = methods.direction(known, case, row, average)
     assert torch.allclose(v, unit(known.clean(way, case.t)), atol=1e-4)  # M is symmetric
 
 
@@ -327,9 +330,9 @@ def test_a_clipped_direction_is_the_pull_over_the_clip_where_that_is_shorter(ill
     case, average = ill[0], ill.x0[1:2]
     pull = known.clean((average - known.clean(case.xt, case.t)) * case.region, case.t)
     row = Row("aimed", "aimed", masked=True, supervision="region", clip=part * float(pull.norm()))
-    v = directions.direction(known, case, row, average)
+    v = methods.direction(known, case, row, average)
     assert torch.allclose(v, unit(pull) / max(1.0, part), atol=1e-4)
-    other = directions.direction(known, case, dataclasses.replace(row, sign=-1), average)
+    other = methods.direction(known, case, dataclasses.replace(row, sign=-1), average)
     assert torch.equal(other, -v)
 
 
@@ -337,18 +340,18 @@ def test_where_there_is_no_way_to_go_a_clipped_step_is_none_and_a_unit_step_is_w
     case = ill[0]
     average = known.clean(case.xt, case.t) + 1e-5 * known.a  # all but there
     row = Row("aimed", "aimed", masked=True, supervision="region")
-    whole = directions.direction(known, case, row, average)
-    none = directions.direction(known, case, dataclasses.replace(row, clip=1.0), average)
+    whole = methods.direction(known, case, row, average)
+    none = methods.direction(known, case, dataclasses.replace(row, clip=1.0), average)
     assert float(whole.norm()) == pytest.approx(1.0, abs=1e-4) and float(none.norm()) < 1e-3
 
 
 def test_a_shorter_direction_makes_a_shorter_step_where_the_row_has_a_clip(small):
     p, case = small
     plain = Row("r", "aimed", after=(208,), course=(208,))
-    clipped, v = dataclasses.replace(plain, clip=1.0), cases.gaussian(case)
+    clipped, v = dataclasses.replace(plain, clip=1.0), treatment.gaussian(case)
 
     def course(row, u, strength):
-        return treatment.treat(p, case, row, u, [strength], lambda _: u)
+        return methods.treat(p, case, row, u, [strength], lambda _: u)
 
     half, whole = course(clipped, v / 2, 0.2), course(clipped, v, 0.1)
     assert torch.allclose(half, whole, atol=1e-4)
@@ -366,30 +369,30 @@ def test_only_the_pull_of_a_move_is_clipped(row):
 
 def test_references_do_what_they_say(small, ill, known):
     p, case = small
-    v = directions.reference(p, case, "reader")
+    v = methods.reference(p, case, "reader")
 
     def logit(x):
-        return float(mk.factors.reader()(p.clean(x, case.t))[:, STRANGER])
+        return float(mk.show.reader.reader()(p.clean(x, case.t))[:, STRANGER])
 
     with torch.no_grad():
         assert logit(case.xt + v) < logit(case.xt) < logit(case.xt - v)
-    oracle = directions.reference(known, ill[0], "oracle")
+    oracle = methods.reference(known, ill[0], "oracle")
     assert (oracle * known.a).sum() == pytest.approx(1.0, abs=1e-3)  # J^T D* = 3 a <a, D*>
 
 
 def test_the_counterfactual_direction_leads_to_the_cure(ill):
     """With E[x_0 | x_t] = x_t / sqrt(abar) noise-free, inversion is a scaling."""
 
-    class Plain(models.Model):
+    class Plain(model.Model):
         def __init__(self):
-            schedule = models.linear_schedule(1000)
+            schedule = model.linear_schedule(1000)
             super().__init__((3, 64, 64), schedule, torch.device("cpu"), torch.float32)
 
         def noise(self, x, t):
             return torch.zeros_like(x)
 
     case = dataclasses.replace(ill[0], t=250)
-    v = directions.reference(Plain(), case, "counterfactual")
+    v = methods.reference(Plain(), case, "counterfactual")
     assert (v * unit(case.cure)).sum() > 0.999
 
 
@@ -397,8 +400,8 @@ def test_the_counterfactual_direction_leads_to_the_cure(ill):
 def test_every_edit_gives_an_image_a_strength_and_leaves_it_at_none(small, edit):
     p, case = small
     row = Row("h", "h", edit=edit)
-    v = directions.direction(p, case, row, torch.zeros_like(case.x0))
-    images = treatment.treat(p, case, row, v, [1e-6, 0.05])
+    v = methods.direction(p, case, row, torch.zeros_like(case.x0))
+    images = methods.treat(p, case, row, v, [1e-6, 0.05])
     assert images.shape == (2, 3, 64, 64) and images.abs().max() <= 1
     assert torch.allclose(images[:1], case.x0, atol=1e-3)
     assert not torch.allclose(images[1:], case.x0, atol=1e-3)
@@ -406,12 +409,12 @@ def test_every_edit_gives_an_image_a_strength_and_leaves_it_at_none(small, edit)
 
 def test_an_unknown_edit_and_a_normalised_one(small):
     p, case = small
-    v = cases.gaussian(case)
+    v = treatment.gaussian(case)
     plain, restored = (Row("r", "random", normalised=n) for n in (False, True))
-    a, b = (treatment.treat(p, case, row, v, [0.05]) for row in (plain, restored))
+    a, b = (methods.treat(p, case, row, v, [0.05]) for row in (plain, restored))
     assert a.shape == b.shape and not torch.allclose(a, b, atol=1e-3)
     with pytest.raises(ValueError, match="edit is"):
-        treatment.treat(p, case, Row("r", "random", edit="push"), v, [0.1])
+        methods.treat(p, case, Row("r", "random", edit="push"), v, [0.1])
 
 
 def test_the_aftercare_takes_the_rest_back_where_the_model_is_linear(ill, known, monkeypatch):
@@ -428,9 +431,9 @@ def test_the_aftercare_takes_the_rest_back_where_the_model_is_linear(ill, known,
 def test_the_aftercare_follows_its_times(small):
     p, case = small
     row = Row("h", "h", after=(208, 83))
-    v = directions.direction(p, case, row, torch.zeros_like(case.x0))
-    plain = treatment.treat(p, case, Row("h", "h"), v, [0.05])
-    cared = treatment.treat(p, case, row, v, [0.05])
+    v = methods.direction(p, case, row, torch.zeros_like(case.x0))
+    plain = methods.treat(p, case, Row("h", "h"), v, [0.05])
+    cared = methods.treat(p, case, row, v, [0.05])
     drift = [((y - case.x0) * (1 - case.region)).norm() for y in (plain, cared)]
     assert drift[1] < drift[0]
 
@@ -442,10 +445,10 @@ def test_a_course_takes_its_step_again_at_each_later_time(small):
 
     def find(later):
         asked.append(later.t)
-        return cases.gaussian(later)
+        return treatment.gaussian(later)
 
-    course = treatment.treat(p, case, row, find(case), [1e-6, 0.05], find)
-    once = treatment.treat(p, case, dataclasses.replace(row, course=()), find(case), [1e-6, 0.05])
+    course = methods.treat(p, case, row, find(case), [1e-6, 0.05], find)
+    once = methods.treat(p, case, dataclasses.replace(row, course=()), find(case), [1e-6, 0.05])
     assert asked == [case.t, 208, 83, case.t]
     assert torch.allclose(course[0], once[0], atol=1e-3)
     assert not torch.allclose(course[1], once[1], atol=1e-3)
@@ -457,14 +460,14 @@ def test_a_course_needs_times_and_somebody_to_ask(small):
         Row("r", "random", after=(208,), course=(208, 83))
     with pytest.raises(ValueError, match="give `find`"):
         row = Row("r", "random", after=(208,), course=(208,))
-        treatment.treat(p, case, row, cases.gaussian(case), [0.05])
+        methods.treat(p, case, row, treatment.gaussian(case), [0.05])
 
 
 def test_the_healthy_get_an_imagined_region_and_no_cure():
     q = puppets.sample_factors(4, 8, stranger=0)
-    imagined = cases.imagined(q, 1, [0, 1, 2, 3])
+    imagined = treatment.imagined(q, 1, [0, 1, 2, 3])
     assert torch.equal(imagined[:, :STRANGER], q[:, :STRANGER])
     assert not torch.equal(imagined[:, STRANGER + 1 :], q[:, STRANGER + 1 :])
-    assert torch.equal(imagined, cases.imagined(q, 1, [0, 1, 2, 3]))
+    assert torch.equal(imagined, treatment.imagined(q, 1, [0, 1, 2, 3]))
     ill = puppets.sample_factors(4, 8, stranger=1)
-    assert torch.equal(cases.imagined(ill, 1, [0, 1, 2, 3]), ill)
+    assert torch.equal(treatment.imagined(ill, 1, [0, 1, 2, 3]), ill)

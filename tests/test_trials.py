@@ -7,12 +7,15 @@ import pytest
 import torch
 from conftest import make_tiny_unet
 
-from mathkit import cases, models, results, rows, trials
-from mathkit.directions import Row
+from mathkit import data
+from mathkit.chapters import treatment
+from mathkit.diffusion import model, networks
+from studies import rows, runner, trial
+from studies.methods import Row
 
 pytestmark = pytest.mark.long
-EFFECTS = [2 * s for s in trials.GRID]  # a side effect of twice the strength
-STRENGTHS = {row.name: trials.strengths_of(row, EFFECTS) for row in rows.ROWS}
+EFFECTS = [2 * s for s in trial.GRID]  # a side effect of twice the strength
+STRENGTHS = {row.name: trial.strengths_of(row, EFFECTS) for row in rows.ROWS}
 CHOSEN = {"strengths": STRENGTHS}
 
 
@@ -33,8 +36,8 @@ def test_the_control_gets_every_choice_that_the_primary_row_gets():
 
 def test_strengths_are_read_off_the_measured_side_effects():
     first, other = rows.FIRST[0], rows.OTHERS[0]
-    assert trials.strengths_of(first, EFFECTS) == pytest.approx([0.025, 0.075, 0.0175])
-    assert trials.strengths_of(other, EFFECTS) == pytest.approx([0.025, 0.075])
+    assert trial.strengths_of(first, EFFECTS) == pytest.approx([0.025, 0.075, 0.0175])
+    assert trial.strengths_of(other, EFFECTS) == pytest.approx([0.025, 0.075])
 
 
 def test_every_row_stands_in_one_table_for_the_ill_and_one_for_the_healthy():
@@ -61,17 +64,17 @@ def test_the_plan_for_the_healthy_knows_no_true_cure_and_one_dose():
 
 def test_an_amendment_adds_its_rows_to_its_own_protocol_alone(tmp_path, monkeypatch):
     chosen = {"rows": [{"name": "a"}], "strengths": {"a": [1.0]}, "t": 583}
-    chosen["weights"] = results.fingerprint()
-    more = {"rows": [{"name": "b"}], "strengths": {"b": [2.0]}, "protocol": trials.digest(chosen)}
-    monkeypatch.setattr(trials.weights, "locate", lambda name: tmp_path / name)
-    for name, table in ((trials.PROTOCOL, chosen), (trials.AMENDMENT, more)):
+    chosen["weights"] = data.fingerprint()
+    more = {"rows": [{"name": "b"}], "strengths": {"b": [2.0]}, "protocol": trial.digest(chosen)}
+    monkeypatch.setattr(data, "locate", lambda name: tmp_path / name)
+    for name, table in ((trial.PROTOCOL, chosen), (trial.AMENDMENT, more)):
         (tmp_path / name).write_text(json.dumps(table))
-    both = trials.amended()
+    both = trial.amended()
     assert both["rows"] == [{"name": "a"}, {"name": "b"}] and both["t"] == 583
     assert both["strengths"] == {"a": [1.0], "b": [2.0]}
-    (tmp_path / trials.PROTOCOL).write_text(json.dumps(chosen | {"t": 500}))
+    (tmp_path / trial.PROTOCOL).write_text(json.dumps(chosen | {"t": 500}))
     with pytest.raises(ValueError, match="of another protocol"):
-        trials.amended()
+        trial.amended()
 
 
 @pytest.mark.parametrize("name", ["trial", "trial_healthy"])
@@ -89,33 +92,33 @@ def test_columns_keep_rows_strengths_and_samples_in_order():
         {"rows": [record("a", 0.1, i, i / 10), record("a", 0.2, i, i / 5)]} for i in range(4)
     ]
     answers[0]["rows"].append(record("b", 0.3, 0, 0.0042))
-    columns = trials.columns_of(answers, ("side",))
+    columns = trial.columns_of(answers, ("side",))
     assert columns["a"][1] == {
         "strength": 0.2,
         "outcome": [0, 1, 2, 0],
         "side": [0, 200, 400, 600],
     }
     assert columns["b"] == [{"strength": 0.3, "outcome": [0], "side": [4]}]
-    assert trials.side_effects(columns)["a"] == pytest.approx([0.15, 0.3])
+    assert trial.side_effects(columns)["a"] == pytest.approx([0.15, 0.3])
 
 
 def test_the_nearest_direction_has_the_sign_of_most():
     V = torch.eye(3)[:, :, None, None]
     U = torch.tensor([[0.1, -0.9, 0.1], [0.2, -0.8, 0.3], [-0.1, 0.2, 0.1]])[:, :, None, None]
-    assert torch.equal(trials._nearest(V, U).flatten(), -torch.eye(3)[1])
+    assert torch.equal(trial._nearest(V, U).flatten(), -torch.eye(3)[1])
 
 
 @pytest.fixture(scope="module")
 def learnt():
-    p = models.UNetModel(make_tiny_unet(size=64), models.linear_schedule(1000), "v_prediction")
+    p = networks.UNetModel(make_tiny_unet(size=64), model.linear_schedule(1000), "v_prediction")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trials, "STUDIED", 50)
-        patch.setattr(trials, "SOURCES", 3)
+        patch.setattr(trial, "STUDIED", 50)
+        patch.setattr(trial, "SOURCES", 3)
         # Every other of its pictures counts as ill: it draws no Stranger.
         patch.setattr(
-            cases, "read_stranger", lambda images: torch.arange(len(images)).remainder(2) == 0
+            treatment, "read_stranger", lambda images: torch.arange(len(images)).remainder(2) == 0
         )
-        yield p, trials.studied(p), patch
+        yield p, trial.studied(p), patch
 
 
 def test_what_is_learnt_on_development_samples(learnt):
@@ -141,14 +144,14 @@ def test_what_one_process_finds_is_kept_for_the_others(tmp_path):
         return {"u": torch.tensor([1.0, 1e-4])}
 
     for _ in range(2):
-        found = results.once(tmp_path / "scratch" / "kept.safetensors", find)
+        found = runner.once(tmp_path / "scratch" / "kept.safetensors", find)
     assert calls == [1] and torch.equal(found["u"], torch.tensor([1.0, 1e-4]).half())
 
 
 def test_the_ward_treats_a_sample_by_the_plan(learnt):
     p, kept, patch = learnt
-    patch.setattr(trials, "load_model", lambda name: p)
-    ward = trials.Ward(1.0, kept)
+    patch.setattr(trial, "load_model", lambda name: p)
+    ward = trial.Ward(1.0, kept)
     plan = {"global": [0.02], "random, best of 6": [0.1, 0.2]}
     records = ward.sweep(1, 3, plan)
     assert [(r["row"], r["strength"]) for r in records] == [
@@ -158,10 +161,10 @@ def test_the_ward_treats_a_sample_by_the_plan(learnt):
 
 def test_the_treatment_always_on_reads_before_and_after(learnt):
     p, kept, patch = learnt
-    patch.setattr(trials, "load_model", lambda name: p)
-    patch.setattr(trials, "ADDED", (Row("r", "random"),))
-    ward = trials.Ward(1.0, kept)
-    mild, strong = (trials.always_row(ward, 2, s) for s in (1e-6, 0.3))
+    patch.setattr(trial, "load_model", lambda name: p)
+    patch.setattr(trial, "ADDED", (Row("r", "random"),))
+    ward = trial.Ward(1.0, kept)
+    mild, strong = (trial.always_row(ward, 2, s) for s in (1e-6, 0.3))
     for name, figures in (("factors", 11), ("features", 256)):
         assert len(mild["before"][name]) == len(mild["after"][name]) == figures
         assert mild["before"][name] == strong["before"][name] != strong["after"][name]
@@ -169,18 +172,18 @@ def test_the_treatment_always_on_reads_before_and_after(learnt):
 
 
 def test_there_is_no_trial_without_a_protocol(monkeypatch):
-    monkeypatch.setattr(trials, "PROTOCOL", "none.json")
-    monkeypatch.setattr(trials, "KEPT", "none.safetensors")
-    for read in (trials.protocol, trials.kept, trials.amended):
+    monkeypatch.setattr(trial, "PROTOCOL", "none.json")
+    monkeypatch.setattr(trial, "KEPT", "none.safetensors")
+    for read in (trial.protocol, trial.kept, trial.amended):
         with pytest.raises(FileNotFoundError, match="results protocol"):
             read()
 
 
 def test_a_missing_amendment_names_its_own_job(monkeypatch):
     monkeypatch.setattr(
-        trials.weights,
+        data,
         "locate",
-        lambda name, real=trials.weights.locate: None if name == trials.AMENDMENT else real(name),
+        lambda name, real=data.locate: None if name == trial.AMENDMENT else real(name),
     )
     with pytest.raises(FileNotFoundError, match="results amendment"):
-        trials.amended()
+        trial.amended()

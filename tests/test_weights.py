@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mathkit import weights
+from mathkit import data
+from studies import ship
 
 MADE = {"command": "make patient", "seed": 3, "metrics": {"r2": 0.987654, "ks": [0.1, 0.25]}}
 
@@ -22,105 +23,110 @@ def tensors(path: Path, **more: torch.Tensor) -> Path:
 
 
 @pytest.fixture
-def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A data folder with one shipped file, found through MATHKIT_DATA."""
     folder = tmp_path / "data"
-    weights.ship(
-        {"reader.safetensors": tensors(tmp_path / "runs/r.safetensors")}, **MADE, data=folder
+    ship.copy_in(
+        {"reader.safetensors": tensors(tmp_path / "runs/r.safetensors")}, **MADE, into=folder
     )
     monkeypatch.setenv("MATHKIT_DATA", str(folder))
     return folder
 
 
 def test_the_committed_manifest_is_valid_and_readme_is_made_from_it() -> None:
-    folder = weights.clone()
-    files = weights.manifest(folder)
-    assert (folder / "README.md").read_text("utf-8") == weights.readme(files)
+    folder = data.clone()
+    files = data.manifest(folder)
+    assert (folder / "README.md").read_text("utf-8") == ship.readme(files)
     for entry in files:
-        weights.check(folder, entry)
+        data.verify(folder, entry)
 
 
 def test_an_empty_manifest_is_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    weights.write_manifest(tmp_path, [])
+    ship.write_manifest(tmp_path, [])
     monkeypatch.setenv("MATHKIT_DATA", str(tmp_path))
-    assert weights.manifest(tmp_path) == []
+    assert data.manifest(tmp_path) == []
     assert "Nothing" in (tmp_path / "README.md").read_text("utf-8")
-    assert weights.folders()[0] == tmp_path
+    assert data.folders()[0] == tmp_path
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"files": [{"path": "a"}]}', '{"files": 3}'])
 def test_a_broken_manifest_says_what_one_is(tmp_path: Path, text: str) -> None:
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(ValueError, match=r'is no manifest: expected \{"files"'):
-        weights.manifest(tmp_path)
+        data.manifest(tmp_path)
 
 
 def test_search_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     places = [tmp_path / "named", tmp_path / "site/mathkit/data", tmp_path / "site/data"]
     for i, place in enumerate(places):
         source = tensors(tmp_path / f"{i}.safetensors", i=torch.tensor([float(i)]))
-        weights.ship({"a.safetensors": source}, **MADE, data=place)
-    monkeypatch.setattr(weights, "__file__", str(tmp_path / "site/mathkit/weights.py"))
+        ship.copy_in({"a.safetensors": source}, **MADE, into=place)
+    monkeypatch.setattr(data, "__file__", str(tmp_path / "site/mathkit/data.py"))
     monkeypatch.setenv("MATHKIT_DATA", str(places[0]))
     for i, place in enumerate(places):
-        assert weights.folders() == places[i:]
-        assert weights.load("a.safetensors")["i"].item() == i
+        assert data.folders() == places[i:]
+        assert data.load_tensors("a.safetensors")["i"].item() == i
         if i == 0:
             monkeypatch.delenv("MATHKIT_DATA")
         else:
             (place / "manifest.json").unlink()
-    assert weights.folders() == []
+    assert data.folders() == []
     with pytest.raises(FileNotFoundError, match="none yet"):
-        weights.find("a.safetensors")
+        data.find_network("a.safetensors")
 
 
 def test_a_wrong_data_variable_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MATHKIT_DATA", str(tmp_path / "nowhere"))
     with pytest.raises(FileNotFoundError, match="MATHKIT_DATA=.*nowhere.*unset it"):
-        weights.find("reader.safetensors")
+        data.find_network("reader.safetensors")
 
 
-def test_shipped_weights_come_back(data: Path) -> None:
-    assert torch.equal(weights.load("reader.safetensors")["w"], torch.arange(6.0).reshape(2, 3))
-    (entry,) = weights.manifest(data)
+def test_shipped_weights_come_back(shipped: Path) -> None:
+    assert torch.equal(
+        data.load_tensors("reader.safetensors")["w"], torch.arange(6.0).reshape(2, 3)
+    )
+    (entry,) = data.manifest(shipped)
     assert set(entry) == {"path", "size", "sha256", "command", "seed", "metrics", "licence"}
-    assert entry["size"] == (data / "reader.safetensors").stat().st_size
-    card = (data / "README.md").read_text("utf-8")
+    assert entry["size"] == (shipped / "reader.safetensors").stat().st_size
+    card = (shipped / "README.md").read_text("utf-8")
     assert all(s in card for s in (entry["sha256"][:16], "make patient", "0.9877", "0.1, 0.25"))
 
 
-def test_one_flipped_bit_is_refused(data: Path) -> None:
-    path = data / "reader.safetensors"
+def test_one_flipped_bit_is_refused(shipped: Path) -> None:
+    path = shipped / "reader.safetensors"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
     with pytest.raises(ValueError, match="not the file listed.*SHA-256.*git checkout"):
-        weights.load("reader.safetensors")
+        data.load_tensors("reader.safetensors")
     path.write_bytes(content[:-1])
     with pytest.raises(ValueError, match="not the file listed.*bytes"):
-        weights.find("reader.safetensors")
+        data.find_network("reader.safetensors")
     path.unlink()
     with pytest.raises(FileNotFoundError, match="listed in manifest.json but missing"):
-        weights.find("reader.safetensors")
+        data.find_network("reader.safetensors")
 
 
-def test_an_unlisted_file_is_not_found_and_the_listed_are_named(data: Path) -> None:
-    tensors(data / "other.safetensors")
+def test_an_unlisted_file_is_not_found_and_the_listed_are_named(shipped: Path) -> None:
+    tensors(shipped / "other.safetensors")
     with pytest.raises(FileNotFoundError, match="reader.safetensors"):
-        weights.find("other.safetensors")
+        data.find_network("other.safetensors")
 
 
-def test_a_folder_replaces_what_was_listed_under_its_name(data: Path, tmp_path: Path) -> None:
+def test_a_folder_replaces_what_was_listed_under_its_name(shipped: Path, tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     tensors(first / "unet/a.safetensors"), (first / "config.json").write_text("{}")
     tensors(second / "unet/b.safetensors"), (second / "model_index.json").write_text("{}")
-    weights.ship({"alice": first}, **MADE, data=data)
-    weights.ship({"alice": second}, **MADE, data=data)
-    listed = [e["path"] for e in weights.manifest(data)]
+    ship.copy_in({"alice": first}, **MADE, into=shipped)
+    ship.copy_in({"alice": second}, **MADE, into=shipped)
+    listed = [e["path"] for e in data.manifest(shipped)]
     assert listed == ["alice/model_index.json", "alice/unet/b.safetensors", "reader.safetensors"]
-    assert not (data / "alice/unet/a.safetensors").exists()
-    assert weights.find("alice") == data / "alice" and weights.built_in() == ["alice", "understudy"]
-    assert [bool(e["metrics"]) for e in weights.manifest(data)] == [False, True, True]
+    assert not (shipped / "alice/unet/a.safetensors").exists()
+    assert data.find_network("alice") == shipped / "alice" and data.built_in() == [
+        "alice",
+        "understudy",
+    ]
+    assert [bool(e["metrics"]) for e in data.manifest(shipped)] == [False, True, True]
 
 
 def refusals(tmp_path: Path) -> dict[str, tuple[Any, str]]:
@@ -141,12 +147,12 @@ def refusals(tmp_path: Path) -> dict[str, tuple[Any, str]]:
 
 
 @pytest.mark.parametrize("case", ["pickle", "nan", "large", "sum", "outside", "index", "empty"])
-def test_shipping_refuses_and_changes_nothing(data: Path, tmp_path: Path, case: str) -> None:
+def test_shipping_refuses_and_changes_nothing(shipped: Path, tmp_path: Path, case: str) -> None:
     sources, message = refusals(tmp_path)[case]
-    before = {p: p.read_bytes() for p in data.rglob("*") if p.is_file()}
+    before = {p: p.read_bytes() for p in shipped.rglob("*") if p.is_file()}
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        weights.ship(sources, **MADE, data=data)
-    assert {p: p.read_bytes() for p in data.rglob("*") if p.is_file()} == before
+        ship.copy_in(sources, **MADE, into=shipped)
+    assert {p: p.read_bytes() for p in shipped.rglob("*") if p.is_file()} == before
 
 
 class Malicious:
@@ -165,7 +171,7 @@ def test_a_malicious_pickle_is_refused_and_not_executed(tmp_path: Path) -> None:
     (tmp_path / "b.bin").write_bytes(pickle.dumps(Malicious(str(mark)), protocol=2))
     for name in ("a.bin", "b.bin"):
         with pytest.raises(ValueError, match="refused.*weights-only.*safetensors"):
-            weights.read(tmp_path / name)
+            data.read_tensors(tmp_path / name)
     assert not mark.exists()
     pickle.loads((tmp_path / "b.bin").read_bytes())
     assert mark.exists(), "the planted pickle is one that would act"
@@ -174,7 +180,7 @@ def test_a_malicious_pickle_is_refused_and_not_executed(tmp_path: Path) -> None:
 def test_what_read_accepts_and_refuses(tmp_path: Path) -> None:
     state = {"w": torch.randn(3)}
     torch.save(state, tmp_path / "good.bin")
-    assert torch.equal(weights.read(tmp_path / "good.bin")["w"], state["w"])
+    assert torch.equal(data.read_tensors(tmp_path / "good.bin")["w"], state["w"])
     torch.save({"w": 3}, tmp_path / "number.bin")
     (tmp_path / "empty.bin").write_bytes(b"")
     whole = tensors(tmp_path / "whole.safetensors")
@@ -187,16 +193,16 @@ def test_what_read_accepts_and_refuses(tmp_path: Path) -> None:
         "inf.safetensors": "NaN or infinity in v",
     }.items():
         with pytest.raises(ValueError, match=message):
-            weights.read(tmp_path / name)
+            data.read_tensors(tmp_path / name)
 
 
-def test_info_prints_facts_and_says_what_differs(data: Path) -> None:
-    good = str(weights.info())
+def test_info_prints_facts_and_says_what_differs(shipped: Path) -> None:
+    good = str(data.info())
     assert torch.__version__ in good and "threads" in good and "DIFFERS" not in good
-    assert weights.manifest(data)[0]["sha256"][:16] in good
-    files = weights.manifest(data)
+    assert data.manifest(shipped)[0]["sha256"][:16] in good
+    files = data.manifest(shipped)
     files[0]["sha256"] = "0" * 64
-    (data / "manifest.json").write_text(json.dumps({"files": files}))
-    assert weights.info()["reader.safetensors"].startswith("DIFFERS")
-    (data / "reader.safetensors").unlink()
-    assert weights.info()["reader.safetensors"] == "MISSING"
+    (shipped / "manifest.json").write_text(json.dumps({"files": files}))
+    assert data.info()["reader.safetensors"].startswith("DIFFERS")
+    (shipped / "reader.safetensors").unlink()
+    assert data.info()["reader.safetensors"] == "MISSING"

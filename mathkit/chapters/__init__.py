@@ -1,0 +1,1 @@
+"""What the chapters of these names teach, beyond linear maps and diffusion."""

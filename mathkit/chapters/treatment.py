@@ -1,0 +1,334 @@
+"""Treating one patient: a sample with its x_t, the aftercare, and the truth about its cure.
+
+Every figure here has the true counterfactual behind it: the renderer, with the factors of the
+untreated image and the Stranger taken out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mathkit.diffusion.encoder import encoder
+from mathkit.diffusion.model import Model
+from mathkit.diffusion.sampling import Callback, denoise, posterior_mean, sample, timesteps
+from mathkit.linear.arrays import mask
+from mathkit.linear.jacobian import jacobian
+from mathkit.linear.map import LinearMap
+from mathkit.linear.svd import svd
+from mathkit.linear.triplets import SVD, any_of_equals
+from mathkit.scores import side_effect
+from mathkit.show import puppets
+from mathkit.show.puppets import STRANGER
+from mathkit.show.reader import fit_factors, read_factors
+
+OUTCOMES = ("ill", "cured", "destroyed")
+SAMPLING = 25  # network calls of a sample
+
+
+@dataclasses.dataclass(eq=False)
+class Cases:
+    """Samples on the couch, all at one time t.
+
+    index (B,): sample (seed, index). xt (B, 3, 64, 64): the sample's own x_t. x0: the untreated
+    image, denoised from x_t in `steps` calls (None: at the sample's own times). q (B, 13): its
+    factors, fitted through the renderer. distance (B,): its distance to the manifold. cure: the
+    true counterfactual D* (zero for the healthy). region (B, 64, 64): where |D*| > .05 in some
+    channel, grown by 2 pixels; 0 or 1; for the healthy with the D* of a Stranger who might have
+    stood there, drawn for this sample. known: the same cases at other times, once `at` was asked.
+    """
+
+    seed: int
+    index: list[int]
+    t: int
+    steps: int | None
+    xt: Tensor
+    x0: Tensor
+    q: Tensor
+    distance: Tensor
+    cure: Tensor
+    region: Tensor
+    known: dict[int, Cases] = dataclasses.field(default_factory=dict, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, i: int) -> Cases:
+        """The i-th case alone, as a batch of one. IndexError past the last."""
+        if not 0 <= i < len(self):
+            raise IndexError(f"expected a case from 0 to {len(self) - 1}, got {i}")
+        return self._rows(slice(i, i + 1))
+
+    def _rows(self, rows: slice | Sequence[int]) -> Cases:
+        parts = {f: getattr(self, f)[rows] for f in ("xt", "x0", "q", "distance", "cure", "region")}
+        index = np.array(self.index)[rows].tolist()
+        return dataclasses.replace(self, index=index, known={}, **parts)
+
+    def repeat(self, n: int) -> Cases:
+        """Every case n times in a row."""
+        return self._rows([i for i in range(len(self)) for _ in range(n)])
+
+
+def grid(p: Model, t: int) -> list[int]:
+    """The times at which a sample of SAMPLING steps is still to be denoised, from t down.
+
+    Raises ValueError where t is none of them.
+    """
+    times = timesteps(p, len(p.alphas_cumprod) - 1, SAMPLING)
+    if t not in times:
+        raise ValueError(f"t = {t} is no time of the sampling grid {times}")
+    return times[times.index(t) :]
+
+
+def trajectory(p: Model, seed: int, index: Sequence[int], t: int) -> Tensor:
+    """x_t on the samples' own way down: `sample`'s state at the grid time t, (B, *shape).
+
+    Raises ValueError where t is no time of the sampling grid.
+    """
+    grid(p, t)
+    index = list(index)
+    return _until(t, lambda keep: sample(p, seed=seed, index=index, steps=SAMPLING, callback=keep))
+
+
+def descend(p: Model, x: Tensor, t: int, to: int) -> Tensor:
+    """x at the grid time t denoised as far as the grid time `to` < t, (B, *shape)."""
+    return _until(to, lambda keep: denoise(p, x, t, times=grid(p, t), callback=keep))
+
+
+class _Reached(Exception):
+    pass
+
+
+def _until(t: int, run: Callable[[Callback], object]) -> Tensor:
+    """The state at t of a way down that takes a callback; nothing is computed beyond it."""
+    kept: list[Tensor] = []
+
+    def keep(_: int, then: int, x: Tensor) -> None:
+        if then == t:
+            kept.append(x.clone())
+            raise _Reached
+
+    try:
+        run(keep)
+    except _Reached:
+        return kept[0]
+    raise ValueError(f"nothing is denoised on a way that does not come by t = {t}")
+
+
+def admit(p: Model, seed: int, index: Sequence[int], t: int, steps: int | None = None) -> Cases:
+    """Sample, read and fit: the Cases of (seed, index) at the grid time t.
+
+    steps: network calls from t on; None takes the sample's own times, so that the untreated image
+    is `mk.sample`'s. Cost: 25 network calls, 60 renders and their gradients for each.
+    """
+    xt = trajectory(p, seed, index, t)
+    x0 = finish(p, xt, t, steps)
+    q, distance = fit_factors(x0)
+    cure = q[:, STRANGER, None, None, None] * puppets.counterfactual(q, x0.shape[-1])
+    spot = region(puppets.counterfactual(imagined(q, seed, index), x0.shape[-1]))
+    return Cases(seed, list(index), t, steps, xt, x0, q, distance, cure, spot)
+
+
+def imagined(q: Tensor, seed: int, index: Sequence[int]) -> Tensor:
+    """q (B, 13), with the place of a Stranger who might have stood there drawn for the healthy."""
+    out = q.clone()
+    for row, i in zip(out, index, strict=True):
+        if row[STRANGER] < 0.5:
+            draw = torch.Generator().manual_seed(_mixed(seed, i, 2))
+            row[STRANGER + 1 :] = torch.rand(2, generator=draw).to(row)
+    return out
+
+
+def at(p: Model, cases: Cases, t: int) -> Cases:
+    """The same cases at another grid time. Cost: the network calls from T to t, the first time."""
+    if cases.steps is None:
+        cases.known.setdefault(cases.t, cases)
+    if t not in cases.known:
+        xt = trajectory(p, cases.seed, cases.index, t)
+        cases.known[t] = dataclasses.replace(cases, t=t, steps=None, xt=xt)
+    return cases.known[t]
+
+
+def finish(p: Model, x: Tensor, t: int, steps: int | None = None, **how: Any) -> Tensor:
+    """The image that x at t leads to, clipped to [-1, 1]; steps as in `admit`, `how` as in
+    `mk.denoise`."""
+    if steps is None:
+        return denoise(p, x, t, times=grid(p, t), **how).clamp(-1, 1)
+    return denoise(p, x, t, steps, **how).clamp(-1, 1)
+
+
+def read_stranger(images: Tensor) -> Tensor:
+    """Whether each image is read as ill, P(Stranger) > .5: (B,) of bool."""
+    return read_factors(images)[:, STRANGER] > 0.5
+
+
+def completions(
+    p: Model, seed: int, i: int, t: int, count: int = 16, steps: int = 12
+) -> tuple[Tensor, Tensor]:
+    """What may become of x_t, the state of sample (seed, i) at the grid time t: `count` endings.
+
+    Every ending goes down with eta = 1 and its own noise; the share that shows the Stranger is
+    P(Stranger | x_t) by trial. Returns the endings (count, *shape), clipped to [-1, 1], and x_t
+    (1, *shape). Cost: count * steps network calls.
+    """
+    xt = trajectory(p, seed, [i], t)
+    many = xt.expand(count, *xt.shape[1:]).contiguous()
+    return denoise(p, many, t, steps, eta=1.0, seed=i, index=range(count)).clamp(-1, 1), xt
+
+
+def region(cure: Tensor, level: float = 0.05, grow: int = 2) -> Tensor:
+    """Where |D*| > level in some channel, dilated by `grow` pixels: (B, H, W) of 0 and 1."""
+    spot = (cure.abs().amax(1, keepdim=True) > level).float()
+    return F.max_pool2d(spot, 2 * grow + 1, 1, grow)[:, 0]
+
+
+def inside(case: Cases) -> LinearMap:
+    """The map that keeps the pixels of the case's region."""
+    return mask(case.region.expand(case.xt.shape)[0])
+
+
+def outside(case: Cases) -> LinearMap:
+    """The map that keeps the pixels outside the case's region."""
+    return mask(1 - case.region.expand(case.xt.shape)[0])
+
+
+def gaussian(case: Cases, k: int = 1, stream: int = 0) -> Tensor:
+    """k random unit vectors of x_t's shape, the same for the same (seed, index, stream)."""
+    draw = torch.Generator().manual_seed(_mixed(case.seed, case.index[0], stream))
+    v = torch.randn(k, *case.xt.shape[1:], generator=draw).to(case.xt)
+    return v / v.flatten(1).norm(dim=1)[:, None, None, None]
+
+
+def _mixed(*words: int) -> int:
+    return int(np.random.SeedSequence(words).generate_state(1)[0])
+
+
+def judge(cases: Cases, treated: Tensor, limit: float, unrelated: float) -> dict[str, Tensor]:
+    """What the treatment did to each case, as (B,) tensors.
+
+    outcome: 0 ill, 1 cured, 2 destroyed (OUTCOMES). Destroyed: the distance to the manifold exceeds
+    `limit`. Cured: P(Stranger) < .5 and, inside the region, the mean |x' - x0 - D*| is under half
+    of the mean |D*|; for the healthy, D* = 0, the first alone, so that their 0 is a new Stranger.
+    side: the side effect, mean distance of x' to the segment from x0 to x0 + D* in each pixel and
+    channel, over `unrelated`: neither leaving the Stranger nor taking him out is damage, anything
+    else is, inside the region as outside. error: mean |x' - x0 - D*| over the same. outside: mean
+    |x' - x0| outside the region, over the same. left: the share of D* that is left, 0 for the
+    healthy. factor: the mean and `worst` the largest change of the ten factors.
+    """
+    q, distance = fit_factors(treated)
+    p = read_factors(treated)[:, STRANGER]
+    gap = (treated - cases.x0 - cases.cure).abs()
+    inside = cases.region[:, None]
+    whole = (cases.cure.abs() * inside).sum((1, 2, 3))
+    left = torch.where(whole > 0, (gap * inside).sum((1, 2, 3)) / whole.clamp(min=1e-9), 0.0)
+    low = torch.minimum(cases.x0, cases.x0 + cases.cure)
+    high = torch.maximum(cases.x0, cases.x0 + cases.cure)
+    stray = (treated - treated.clamp(min=low, max=high)).abs()
+    change = (q - cases.q)[:, :STRANGER].abs()
+    outcome = torch.where((p < 0.5) & (left < 0.5), 1, 0)
+    outcome = torch.where(distance > limit, 2, outcome)
+    far = (treated - cases.x0).abs() * (1 - inside)
+    return {
+        "outcome": outcome,
+        "p": p,
+        "left": left,
+        "distance": distance,
+        "side": stray.mean((1, 2, 3)) / unrelated,
+        "error": side_effect(treated, (cases.x0 + cases.cure).expand_as(gap), unrelated).to(gap),
+        "outside": far.mean((1, 2, 3)) / unrelated,
+        "factor": change.mean(1),
+        "worst": change.amax(1),
+    }
+
+
+def record(marks: dict[str, Tensor], j: int) -> dict[str, Any]:
+    """The marks of case j as plain numbers of four digits, the outcome as an integer."""
+    plain: dict[str, Any] = {name: round(float(value[j]), 4) for name, value in marks.items()}
+    return plain | {"outcome": int(marks["outcome"][j])}
+
+
+def dose(strengths: Sequence[float], effects: Sequence[float], target: float) -> float:
+    """The strength at which the mean side effect reaches `target`, linear between measurements.
+
+    (0, 0) is the first point; where the target is never reached, the largest strength is returned.
+    """
+    s0, e0 = 0.0, 0.0
+    for s, e in zip(strengths, effects, strict=True):
+        if e >= target:
+            return s0 + (s - s0) * (target - e0) / (e - e0)
+        s0, e0 = s, e
+    return s0
+
+
+REST = 12  # directions of the rest that the aftercare may move
+
+
+@functools.lru_cache(maxsize=4)
+def mean_map(p: Model, case: Cases) -> LinearMap:
+    """The Jacobian of the posterior mean at the case's x_t."""
+    return jacobian(posterior_mean(p, case.t), case.xt)
+
+
+@functools.lru_cache(maxsize=16)
+@any_of_equals()  # where the k-th and the next are stretched alike, either may be projected out
+def rest_svd(p: Model, case: Cases, k: int) -> SVD:
+    """`svd` of rank k of the Jacobian of the posterior mean outside the region at x_t."""
+    return svd(outside(case) @ mean_map(p, case), k)
+
+
+@functools.lru_cache(maxsize=8)
+def encoder_svd(p: Model, case: Cases, k: int, pool: str | None = None) -> SVD:
+    """`svd` of rank k of the Jacobian of x_t -> h at the case's x_t."""
+    return svd(jacobian(encoder(p, case.t, pool), case.xt), k)
+
+
+def towards(p: Model, case: Cases, average: Tensor) -> Tensor:
+    """average - E(x_t): the way from the case's posterior mean to the average puppet."""
+    with torch.no_grad():
+        return average.to(case.xt) - p.clean(case.xt, case.t)
+
+
+ROUNDS = 2  # of small steps at each time of the aftercare
+
+
+def settle(p: Model, case: Cases, x: Tensor, rounds: int = ROUNDS) -> Tensor:
+    """x <- x + A^+ r, `rounds` times: small steps that take the rest of the picture back.
+
+    A: the Jacobian of the posterior mean E outside the case's region, at the case's own x_t; A^+
+    its pseudo-inverse on the top REST singular directions, V^T S^-1 U; r = E(x_t) - E(x) there,
+    the drift since the untreated x_t. x: (B, *shape) at the case's time. Cost: one `svd` of rank
+    REST for a case, and `rounds` network calls an item.
+    """
+    U, S, V = rest_svd(p, case, REST)
+    with torch.no_grad():
+        wanted = p.clean(case.xt, case.t)
+        for _ in range(rounds):
+            r = outside(case).push(wanted - p.clean(x, case.t)).flatten(1)
+            x = x + (r @ U.flatten(1).T / S @ V.flatten(1)).reshape(x.shape)
+    return x
+
+
+def cared_for(
+    p: Model,
+    case: Cases,
+    moved: Tensor,
+    times: Sequence[int],
+    again: Callable[[Cases, Tensor], Tensor] | None = None,
+) -> Tensor:
+    """`moved` (B, *shape), denoised from the case's t to the last of `times`, settled at each.
+
+    times: grid times below the case's own, falling. again: what is done to x at each before it is
+    settled, given the case at that time.
+    """
+    now = case.t
+    for t in times:
+        there, moved, now = at(p, case, t), descend(p, moved, now, t), t
+        moved = settle(p, there, again(there, moved) if again else moved)
+    return moved

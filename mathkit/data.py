@@ -1,0 +1,281 @@
+"""What lies in data/: where it is found, whether it is what the manifest lists, how it is read."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import pickle
+import platform
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MANIFEST, README = "manifest.json", "README.md"
+Entry = dict[str, Any]
+
+
+def folders() -> list[Path]:
+    """The folders with a manifest, in the order in which weights are looked for.
+
+    MATHKIT_DATA if set, then the installed package's own `data`, then the clone's `data`. Raises
+    FileNotFoundError when MATHKIT_DATA names a folder without a manifest.json.
+    """
+    package, named = Path(__file__).resolve().parent, os.environ.get("MATHKIT_DATA")
+    if named and not (Path(named) / MANIFEST).is_file():
+        raise FileNotFoundError(
+            f"MATHKIT_DATA={named} holds no {MANIFEST}: point it at a copy of data/, or unset it"
+        )
+    places = [Path(named)] if named else []
+    return [p for p in (*places, package / "data", clone()) if (p / MANIFEST).is_file()]
+
+
+def locate(name: str) -> Path | None:
+    """The file data/`name` in the first of `folders` that has one; None where none has."""
+    places = (folder / name for folder in folders())
+    return next((place for place in places if place.is_file()), None)
+
+
+def clone() -> Path:
+    """The `data` folder beside the package in a clone: where `ship` writes."""
+    return Path(__file__).resolve().parents[1] / "data"
+
+
+def manifest(folder: str | Path) -> list[Entry]:
+    """What manifest.json lists: path, size, sha256, command, seed, metrics, licence of each file.
+
+    An empty list is a valid manifest. Raises ValueError where it is not of this form.
+    """
+    path = Path(folder) / MANIFEST
+    try:
+        files = json.loads(path.read_text("utf-8"))["files"]
+        named = {"path", "size", "sha256", "command", "seed", "metrics", "licence"}
+        if all(named <= set(entry) for entry in files):
+            return list(files)
+    except (json.JSONDecodeError, KeyError, TypeError):
+        pass
+    raise ValueError(f'{path} is no manifest: expected {{"files": [{{"path": ..., ...}}, ...]}}')
+
+
+def entries(folder: str | Path, name: str) -> list[Entry]:
+    """The manifest's entries for a file, or for every file below a folder, of that name."""
+    return [e for e in manifest(folder) if below(e["path"], name)]
+
+
+def below(path: str, name: str) -> bool:
+    return path == name or path.startswith(name + "/")
+
+
+def built_in() -> list[str]:
+    """Names of the shipped models: the listed folders that hold a model_index.json."""
+    paths = [Path(e["path"]) for folder in folders() for e in manifest(folder)]
+    return sorted({p.parent.as_posix() for p in paths if p.name == "model_index.json"})
+
+
+def find_network(name: str) -> Path:
+    """The shipped file or folder of this name, from the first folder that lists it, hashes checked.
+
+    Raises FileNotFoundError if none lists it or a listed file is missing, ValueError if a file
+    differs from its entry.
+    """
+    for folder in folders():
+        listed = entries(folder, name)
+        for entry in listed:
+            verify(folder, entry)
+        if listed:
+            return folder / name
+    held = sorted({e["path"].split("/")[0] for f in folders() for e in manifest(f)})
+    raise FileNotFoundError(
+        f"no shipped weights are called {name!r}; there are: {', '.join(held) or 'none yet'}. "
+        "`make patient` trains them and `make ship` lists them in data/manifest.json"
+    )
+
+
+def verify(folder: str | Path, entry: Entry) -> None:
+    """Raise unless the file has the size and SHA-256 of its manifest entry."""
+    path = Path(folder) / entry["path"]
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is listed in {MANIFEST} but missing: restore it")
+    found = sha256(path) if path.stat().st_size == entry["size"] else None
+    if found != entry["sha256"]:
+        what = f"SHA-256 {found}" if found else f"{path.stat().st_size} bytes"
+        raise ValueError(
+            f"{path} is not the file listed in {MANIFEST}: expected {entry['size']} bytes, SHA-256 "
+            f"{entry['sha256']}, got {what}. Restore it (git checkout), or `make ship` to list it"
+        )
+
+
+def sha256(path: str | Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_tensors(name: str) -> dict[str, Tensor]:
+    """The tensors of a shipped file, e.g. "reader.safetensors", its hash checked."""
+    return read_tensors(find_network(name))
+
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a weights file, on the CPU: safetensors, or a pickle of tensors alone.
+
+    A pickle (.bin, .pt, ...) goes through torch's weights-only loader, which runs no code of the
+    file. Raises ValueError for a pickle of anything else, a broken file, and NaN or infinity.
+    """
+    path = Path(path)
+    state = _safetensors(path) if path.suffix == ".safetensors" else _pickle(path)
+    broken = [key for key, value in state.items() if not value.isfinite().all()]
+    if broken:
+        raise ValueError(f"{path} holds NaN or infinity in {broken[0]}")
+    return state
+
+
+def _safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no whole safetensors file ({error}): fetch it again") from None
+
+
+def _pickle(path: Path) -> dict[str, Tensor]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(
+            f"{path} is refused: torch's weights-only loader reads pickles of tensors alone and "
+            f"runs no code ({first_line(error)}). Ask for the weights as safetensors"
+        ) from None
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(f"{path} is refused: expected a dictionary of tensors")
+    return state
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, on one line."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def store(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all, whenever the process or the machine stops.
+
+    Raises OSError that says what to do. A kill leaves PATH.PID.part at most.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Of this process alone: one that outlived its parent may still write the same file.
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with open(part, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise OSError(
+            error.errno,
+            f"{path} could not be written: {error.strerror}. What is finished is kept: mend that "
+            "(a full disk: free some space) and run the same command again",
+        ) from error
+
+
+class Info(dict[str, str]):
+    """Facts for a bug report; prints one a line."""
+
+    def __repr__(self) -> str:
+        width = max(map(len, self))
+        return "\n".join(f"{key:<{width}}  {value}" for key, value in self.items())
+
+    __str__ = __repr__
+
+
+def main(words: Sequence[str] = ()) -> None:
+    """Command line of `python -m mathkit info`."""
+    if words:
+        raise ValueError(f"takes no arguments, got {' '.join(words)}")
+    print(info())
+
+
+def info() -> Info:
+    """Versions, device, threads and the weights' hashes, for a bug report: a dict that prints well.
+
+    Cost: one hash of data/ (at most 24 MB), no pass.
+    """
+    names = ["mathkit", "diffusers", "safetensors", "huggingface_hub", "numpy"]
+    facts = Info({"python": platform.python_version(), "system": platform.platform()})
+    facts["torch"] = torch.__version__  # with its build, as in 2.13.0+cu130
+    facts |= {name: _version(name) for name in names}
+    cuda = torch.cuda.is_available()
+    facts["device"] = f"cuda: {torch.cuda.get_device_name()}" if cuda else "cpu"
+    facts["threads"] = f"{torch.get_num_threads()} of {os.cpu_count()}"
+    for folder in folders():
+        facts["data"] = facts.get("data", str(folder))
+        facts |= {e["path"]: _state(folder, e) for e in manifest(folder) if e["path"] not in facts}
+    return facts
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _state(folder: Path, entry: Entry) -> str:
+    try:
+        verify(folder, entry)
+    except FileNotFoundError:
+        return "MISSING"
+    except ValueError:
+        return "DIFFERS from its manifest entry"
+    return f"sha256 {entry['sha256'][:16]}"
+
+
+NETWORKS = ("alice", "reader")
+
+
+def stored(name: str) -> dict[str, Any]:
+    """The stored table data/results/NAME.json; ValueError where its weights are not the shipped.
+
+    A table measured without weights (None) is always good.
+    """
+    path = locate(f"results/{name}.json")
+    if path is None:
+        raise FileNotFoundError(f"no stored results called {name!r}: run `make results`")
+    table = json.loads(path.read_text())
+    now = fingerprint(table.get("networks", NETWORKS))
+    if table["weights"] not in (None, now):
+        raise ValueError(
+            f"{path} was measured on other weights ({table['weights'][:12]}) than the "
+            f"shipped ones ({now[:12]}): run `make results`"
+        )
+    return table
+
+
+def is_stored(name: str) -> bool:
+    """Whether there is a table data/results/NAME.json, on whatever weights."""
+    return locate(f"results/{name}.json") is not None
+
+
+def fingerprint(networks: Sequence[str] = NETWORKS) -> str:
+    """One SHA-256 over the hashes of the shipped files of these networks."""
+    listed = [sha for name in set(networks) for sha in _hashes(name)]
+    return hashlib.sha256("".join(sorted(listed)).encode()).hexdigest()
+
+
+def _hashes(network: str) -> list[str]:
+    """Of the network's files in the first folder that lists any, as `weights.find` takes them."""
+    for folder in folders():
+        names = (network, f"{network}.safetensors")
+        found = [e["sha256"] for name in names for e in entries(folder, name)]
+        if found:
+            return found
+    return []

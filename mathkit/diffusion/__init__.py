@@ -1,0 +1,1 @@
+"""Diffusion models: how they are loaded, sampled, inverted, looked into and edited."""

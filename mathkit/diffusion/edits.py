@@ -1,0 +1,293 @@
+"""Edits of x_t along a direction, and of h while denoising."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mathkit.diffusion.encoder import At, at_bottleneck, encoder, watch
+from mathkit.linear.jacobian import jacobian
+from mathkit.linear.subspaces import LIFTS, carry
+from mathkit.linear.svd import svd
+
+
+def move(p: Any, xt: Tensor, t: int, v: Tensor, strength: float, steps: int) -> Tensor:
+    """Move x_t along v with its norm kept: (steps + 1, B, *in).
+
+    Every x <- |x_t| normalise(x + d v) lies on the great circle through x_t and v, so the moves
+    are written as points of it, x = cos(a) x_t + sin(a) |x_t| w, w the unit part of v orthogonal to
+    x_t, with sizes chosen so that |x - x_t| = |strength| |x_t| i / steps at [i]: strength is the
+    signed length reached, in units of |x_t|. Cost: no network call. Raises ValueError for v = 0 or
+    parallel to x_t, |strength| > 2 (the other side of the sphere), steps < 1.
+    """
+    v, size = _direction(p, xt, t, v), _norm(xt)
+    across = v - _dot(v, xt) / size**2 * xt
+    if float(_norm(across).min()) < 1e-3:
+        raise ValueError("v is parallel to x_t: with the norm kept there is nowhere to move")
+    w = across / _norm(across)
+    angles = [2 * math.asin(s / 2) for s in _strengths(strength, steps, 2.0)]
+    return torch.stack([(math.cos(a) * xt + math.sin(a) * size * w).to(xt) for a in angles])
+
+
+def guide(p: Any, xt: Tensor, t: int, v: Tensor, strength: float, steps: int) -> Tensor:
+    """x-space guidance (2307.12868): x <- x + gamma [eps(x + v, t) - eps(x, t)], v of length 1.
+
+    To first order this moves along J_eps v, which damps or reverses what the model takes for
+    image, so gamma says little. Here gamma is chosen at each step, and for each item, so that
+    |x - x_t| = |strength| |x_t| i / steps at [i], and its sign once so that the first step goes to
+    +v for strength > 0: sign(gamma) = sign(strength kappa), kappa = <v, J_eps v> (see `kappa`:
+    where it is negative the published rule, gamma > 0, goes the other way). The norm is free.
+    Gives (steps + 1, B, *in). Cost: 2 B steps network calls. Raises ValueError where eps does not
+    change along v, or for a bad x_t, t, v, strength or steps.
+    """
+    v, size = _direction(p, xt, t, v), _norm(xt)
+    path, e, way = [xt], torch.zeros_like(xt), None
+    for s in _strengths(strength, steps, math.inf)[1:]:
+        d = _response(p, (xt + e).to(xt), t, v)
+        way = _sign(_dot(d, v)) * math.copysign(1.0, strength) if way is None else way
+        e = _to_sphere(e, way * d / _norm(d), abs(s) * size)
+        path.append((xt + e).to(xt))
+    return torch.stack(path)
+
+
+def shoot(
+    f: At, xt: Tensor, v: Tensor, strength: float, steps: int, k: int, lift: str = "isometry"
+) -> Tensor:
+    """Geodesic shooting with re-projection (2302.12469): x <- x + c v, v carried on each time.
+
+    After every step the direction's image u is projected on the span of the new point's top k left
+    singular vectors of f and lifted back by `transport`'s rule: lift "isometry" as published, or
+    "pinv", which follows the geodesic of the pulled-back metric (the lift of a straight line in
+    h). c is such that |x - x_t| = |strength| |x_t| i / steps at [i]; the norm is free. v starts as
+    it is given, with u = J v / |J v|. Gives (steps + 1, B, *in). Cost for each item and step after
+    the first: one `svd` of rank k. Raises ValueError for another lift, v = 0 or of other shape,
+    steps < 1, or where nothing of u is left.
+    """
+    if lift not in LIFTS:
+        raise ValueError(f"lift is {' or '.join(LIFTS)}, got {lift!r}")
+    v = _unit(xt, v) * math.copysign(1.0, strength)
+    paths = [
+        _shot(f, x[None], w[None], _strengths(abs(strength), steps, math.inf), k, lift)
+        for x, w in zip(xt, v, strict=True)
+    ]
+    return torch.cat(paths, 1)
+
+
+def _shot(f: At, xt: Tensor, v: Tensor, lengths: list[float], k: int, lift: str) -> Tensor:
+    size, e = _norm(xt), torch.zeros_like(xt)
+    u = jacobian(f, xt).push(v)
+    path = [xt]
+    for i, s in enumerate(lengths[1:]):
+        if i:
+            r = svd(jacobian(f, path[-1]), k)
+            v, u = (item[None] for item in carry(u[0], r, lift))
+        e = _to_sphere(e, v, s * size)
+        path.append((xt + e).to(xt))
+    return torch.stack(path)
+
+
+def normalise(
+    p: Any, y: Tensor, t: int, like: Tensor, kappa: float = 0.99, channels: bool = False
+) -> Tensor:
+    """The artifact normalisation of 2302.12469 (eq. 4) of edited y (..., *in) at t: the same shape.
+
+    E' is the posterior mean of y with the mean and the standard deviation over all pixels (over
+    those of each channel, if `channels`) of E, the posterior mean of `like`, the unedited x_t (B,
+    *in); y' = like + sqrt(abar) (E' - E) / (1 - kappa sqrt(1 - abar)), which solves E(y') = E' to
+    first order where the derivative of eps is kappa times the identity. It is not: the published
+    kappa = .99 inflates the step where abar is small. Cost: one network call an item. Raises
+    ValueError on other shapes, kappa outside [0, 1], or a flat posterior mean.
+    """
+    p.check(like, "like")
+    if y.shape[y.ndim - like.ndim + 1 :] != like.shape[1:] or y[..., 0, 0, 0].numel() % len(like):
+        raise ValueError(f"y is (..., {', '.join(map(str, like.shape))}), got {tuple(y.shape)}")
+    if not 0 <= kappa <= 1:
+        raise ValueError(f"kappa is in [0, 1], got {kappa}")
+    abar = float(p.alphas_cumprod[p.time(t)])
+    flat = y.reshape(-1, *like.shape[1:])
+    with torch.no_grad():
+        old = p.chunked(like, lambda part, _: p.clean(part, t))
+        new = p.chunked(flat, lambda part, _: p.clean(part, t))
+    places = (-2, -1) if channels else (-3, -2, -1)
+    target, found = old.repeat(len(flat) // len(old), 1, 1, 1), new.std(places, keepdim=True)
+    if not float(found.min()) > 0:
+        raise ValueError("the posterior mean of y is flat: its statistics cannot be restored")
+    restored = (new - new.mean(places, keepdim=True)) / found
+    restored = restored * target.std(places, keepdim=True) + target.mean(places, keepdim=True)
+    step = abar**0.5 * (restored - target) / (1 - kappa * (1 - abar) ** 0.5)
+    return (like.repeat(len(flat) // len(like), 1, 1, 1) + step).reshape(y.shape)
+
+
+def kappa(p: Any, xt: Tensor, t: int, v: Tensor) -> Tensor:
+    """<v, eps(x_t + v, t) - eps(x_t, t)> for v of length 1, near <v, J_eps v>: (B,).
+
+    1 where the model takes v for noise, below where it takes it for image, negative where it
+    pushes away from between two modes. Cost: 2 B network calls. Raises as `guide` does.
+    """
+    v = _direction(p, xt, t, v)
+    return _dot(_response(p, xt, t, v), v).flatten()
+
+
+def _response(p: Any, x: Tensor, t: int, v: Tensor) -> Tensor:
+    d = p.chunked(x, lambda part, rows: p.noise(part + v[rows], t) - p.noise(part, t))
+    if not float(_norm(d).min()) > 0:
+        raise ValueError("eps does not change along v: guidance has no direction to go")
+    return d
+
+
+def _to_sphere(e: Tensor, d: Tensor, radius: Tensor) -> Tensor:
+    """e + c d, c >= 0, with |e + c d| = radius >= |e|, for unit d."""
+    along = _dot(e, d)
+    return e + ((along**2 + radius**2 - _norm(e) ** 2).clamp_min(0).sqrt() - along) * d
+
+
+@dataclass(frozen=True)
+class Injection:
+    """An edit of h while denoising, made by `inject`; `mk.denoise(..., h_edit=)` takes it."""
+
+    dh: Tensor | At
+    t_from: int
+    t_to: int
+    strength: float
+
+    def active(self, t: int) -> bool:
+        return self.t_to <= t <= self.t_from
+
+    def __call__(self, p: Any, x: Tensor, t: int) -> Tensor:
+        """eps(x_t, t) with h + strength dh for h."""
+        watch(p)
+        dh = self.dh
+        each = isinstance(dh, Tensor) and dh.ndim == x.ndim
+        if each and isinstance(dh, Tensor) and len(dh) != len(x):
+            raise ValueError(
+                f"dh is (*h), or one such for each item: it has {len(dh)}, x_t {len(x)}"
+            )
+
+        def edited(part: Tensor, rows: slice) -> Tensor:
+            step = dh[rows] if each and isinstance(dh, Tensor) else dh
+            with at_bottleneck(lambda h: h + self.strength * _injected_step(step, h)):
+                return p.noise(part, t)
+
+        return p.chunked(x, edited)
+
+
+def _injected_step(dh: Tensor | At, h: Tensor) -> Tensor:
+    if not isinstance(dh, Tensor):
+        return dh(h)
+    if dh.shape not in (h.shape, h.shape[1:]):
+        raise ValueError(
+            f"dh is {tuple(h.shape[1:])}, or one such for each item, got {tuple(dh.shape)}"
+        )
+    return dh.to(h)
+
+
+def inject(dh: Tensor | At, t_from: int, t_to: int, strength: float) -> Injection:
+    """The edit h <- h + strength dh at every step with t_to <= t <= t_from, for `mk.denoise`.
+
+    dh: (*h) or (B, *h), or a function h -> dh (so "scale channel j by 1 - s" is dh = -h at j).
+    The reverse process is asymmetric (Asyrp, 2210.10960): the edited network gives the predicted
+    x_0, the unedited one the direction that points back to x_t; edited alike, the two would nearly
+    cancel. Cost: one more network call at each such step. Raises ValueError for NaN, t_from < t_to
+    or a dh that is not of h's shape (when used).
+    """
+    t_from, t_to = operator.index(t_from), operator.index(t_to)
+    if not 0 <= t_to <= t_from:
+        raise ValueError(f"time runs down: expected t_from >= t_to >= 0, got {t_from}, {t_to}")
+    if isinstance(dh, Tensor) and not bool(dh.isfinite().all()):
+        raise ValueError("dh holds NaN or infinity")
+    if not isinstance(dh, Tensor) and not callable(dh):
+        raise ValueError(f"dh is a tensor or a function of h, got {type(dh).__name__}")
+    return Injection(dh, t_from, t_to, _real(strength))
+
+
+def h_step(p: Any, xt: Tensor, t: int, v: Tensor) -> Tensor:
+    """The change of h, as long as h, to which moving x_t along v leads: |h| J v / |J v|.
+
+    J is the Jacobian of x_t (1, *in) -> h (1, *h), v (*in) or (1, *in). Cost: one pass and half a
+    network call.
+    """
+    f = encoder(p, t)
+    u = jacobian(f, xt).push(v.reshape(xt.shape))
+    with torch.no_grad():
+        return u / u.norm() * f(xt).norm()
+
+
+def _direction(p: Any, xt: Tensor, t: int, v: Tensor) -> Tensor:
+    """v as (1 or B, *in), of length 1; checks x_t and t too."""
+    p.check(xt), p.time(t)
+    return _unit(xt, v)
+
+
+def _unit(xt: Tensor, v: Tensor) -> Tensor:
+    """v as (B, *in), of length 1."""
+    if not isinstance(v, Tensor) or v.shape not in (xt.shape[1:], (1, *xt.shape[1:]), xt.shape):
+        found = tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__
+        raise ValueError(f"v is {tuple(xt.shape[1:])} or {tuple(xt.shape)}, got {found}")
+    v = v.to(xt).expand_as(xt)
+    size = _norm(v)
+    if not bool(size.isfinite().all()) or not float(size.min()) > 0:
+        raise ValueError("v is zero, or holds NaN or infinity: a direction has a length")
+    return (v / size).to(xt)
+
+
+def _strengths(strength: float, steps: int, most: float) -> list[float]:
+    """0 ... strength in `steps` equal parts."""
+    strength, steps = _real(strength), operator.index(steps)
+    if abs(strength) > most or steps < 1:
+        raise ValueError(
+            f"expected |strength| <= {most:g} (in units of |x_t|) and steps >= 1, "
+            f"got {strength} and {steps}"
+        )
+    return [strength * i / steps for i in range(steps + 1)]
+
+
+def _real(strength: float) -> float:
+    if not math.isfinite(strength):
+        raise ValueError(f"strength is a finite number, got {strength}")
+    return float(strength)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """<a_i, b_i> of each item, shaped to multiply a; in float32 at least, for |x_t|^2 of a large
+    picture is more than float16 holds."""
+    dtype = torch.promote_types(a.dtype, torch.float32)
+    return (a.to(dtype) * b.to(dtype)).flatten(1).sum(1).view(-1, *[1] * (a.ndim - 1))
+
+
+def _norm(a: Tensor) -> Tensor:
+    return _dot(a, a).sqrt()
+
+
+def _sign(a: Tensor) -> Tensor:
+    return torch.where(a < 0, -1.0, 1.0).to(a)
+
+
+def paths_between(
+    f: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, segments: int, k: int
+) -> tuple[dict[str, Tensor], float]:
+    """Three ways from x to y, each (1, *in): name -> (segments + 1, *in), and shooting's miss.
+
+    "lerp": x + a (y - x). "slerp": the great circle, norms interpolated. "shooting": `shoot` with
+    the direction of x whose image points to f(y), as far as the top k allow, over the length
+    |y - x|; it does not arrive, miss = |end - y| / |y - x|. Cost: `segments` `svd`s of rank k.
+    """
+    a = torch.linspace(0, 1, segments + 1, dtype=x.dtype).to(x).view(-1, *[1] * (x.ndim - 1))
+    size = [float(z.norm()) for z in (x, y)]
+    angle = math.acos(max(-1.0, min(1.0, float((x * y).sum()) / (size[0] * size[1]))))
+    if not 1e-4 < angle < math.pi - 1e-4:
+        raise ValueError(f"x and y at an angle of {angle:.1e}: no great circle between them")
+    along = ((1 - a) * angle).sin() * x / size[0] + (a * angle).sin() * y / size[1]
+    slerp = along / math.sin(angle) * ((1 - a) * size[0] + a * size[1])
+    with torch.no_grad():
+        wanted = f(y) - f(x)
+    v = carry(wanted[0], svd(jacobian(f, x), k), "pinv")[0][None]
+    far = float((y - x).norm()) / size[0]
+    shot = shoot(f, x, v, far, segments, k)[:, 0]
+    miss = float((shot[-1] - y[0]).norm() / (y - x).norm())
+    return {"lerp": x + a * (y - x), "slerp": slerp, "shooting": shot}, miss

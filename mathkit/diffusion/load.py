@@ -1,0 +1,134 @@
+"""Load a diffusion model: a built-in one, a local diffusers folder, or a Hub repository.
+
+No file of a repository is ever run: configurations are JSON, weights are tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mathkit import data
+from mathkit.diffusion.hub import BUILT_IN, import_transformers, model_files, read_json
+from mathkit.diffusion.networks import UNetModel
+from mathkit.diffusion.text import TextModel
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+def load_model(
+    name: str | Path,
+    device: str | torch.device = "auto",
+    dtype: torch.dtype | None = None,
+    revision: str | None = None,
+) -> UNetModel:
+    """A diffusion model: a built-in name ("alice"), a local diffusers folder or a Hub id.
+
+    Pixel models (UNet2DModel, as google/ddpm-celebahq-256) and latent text models (Stable
+    Diffusion 1.x and 2.x: `p.prompted` binds a text; needs the package transformers).
+
+    device: "auto" is CUDA where there is one, else the CPU; for a built-in model always the CPU,
+    where the book's pictures and tables are made; "mps" only when asked (it lacks the float64 of
+    some analyses). dtype: of the U-Net, default float32; with a half one the repository's fp16
+    files are taken where there are some, while VAE and text encoder work in float32. revision: of a
+    Hub repository, default a known commit or the newest, which is then printed; `p.revision`
+    records the commit.
+    Reads the folder of `save_pretrained` and the older layout with everything at the root;
+    built-in files are hash-checked, pickles read weights-only, safety checkers left out.
+    Raises FileNotFoundError for no such model, ValueError for one of another kind or whose files
+    differ, OSError (naming the built-in model) without a network, ImportError without transformers.
+    """
+    files = model_files(name, revision, dtype in HALF)
+    place = _device("cpu" if device == "auto" and files.source.startswith(BUILT_IN) else device)
+    dtype = dtype or torch.float32
+    unet = _network(files.unet, files.weights, place, dtype)
+    abar, prediction = _schedule(files.scheduler)
+    if not files.parts:
+        return UNetModel(unet, abar, prediction, files.revision, files.source)
+    fine = torch.promote_types(dtype, torch.float32)
+    vae = _network(read_json(files.folder / "vae/config.json"), files.parts["vae"], place, fine)
+    embed = _text_encoder(files.folder, files.parts["text_encoder"], place, fine)
+    return TextModel(unet, abar, vae, embed, prediction, files.revision, files.source)
+
+
+def _device(device: str | torch.device) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    place = torch.device(device)
+    there = {"cpu": True, "cuda": torch.cuda.is_available()}
+    if not there.get(place.type, torch.backends.mps.is_available()):
+        raise ValueError(f'there is no device {device}: use "auto", or "cpu"')
+    return place
+
+
+def _network(config: dict[str, Any], file: Path, device: torch.device, dtype: torch.dtype) -> Any:
+    import diffusers
+
+    read = data.read_tensors(file).items()
+    state = {_renamed(key): value.to(device, dtype) for key, value in read}
+    with torch.device("meta"):  # no random weights first: quicker, and no draw from the global seed
+        network: nn.Module = getattr(diffusers, config["_class_name"]).from_config(config)
+    try:
+        network.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        raise ValueError(f"{file} does not fit its config.json: {error}") from None
+    return network
+
+
+def _renamed(key: str) -> str:
+    """Attention weights by their names of today; files from before 2023 have older ones."""
+    names = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+    return ".".join(names.get(part, part) for part in key.split("."))
+
+
+def _text_encoder(
+    folder: Path, file: Path, device: torch.device, dtype: torch.dtype
+) -> Callable[[str], Tensor]:
+    """A text to CLIP's last hidden states, (1, tokens, width), padded as in training."""
+    clip = import_transformers()
+    config = clip.CLIPTextConfig.from_dict(read_json(folder / "text_encoder/config.json"))
+    bars = clip.utils.logging
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()  # it would stay in a notebook's outputs
+    try:
+        encoder, report = clip.CLIPTextModel.from_pretrained(
+            None, config=config, state_dict=data.read_tensors(file), output_loading_info=True
+        )
+    except RuntimeError as error:
+        raise ValueError(f"{file} does not fit its config.json: {error}") from None
+    finally:
+        if shown:
+            bars.enable_progress_bar()
+    if report["missing_keys"] or report["mismatched_keys"]:
+        raise ValueError(f"{file} does not fit its config.json: {report}")
+    encoder = encoder.to(device, dtype).eval().requires_grad_(False)
+    tokenizer = clip.CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    most = min(tokenizer.model_max_length, config.max_position_embeddings)
+
+    def embed(prompt: str) -> Tensor:
+        ids = tokenizer(prompt, padding="max_length", max_length=most, return_tensors="pt")
+        if ids.input_ids.shape[1] > most:
+            raise ValueError(
+                f"a prompt has at most {most - 2} tokens, got {ids.input_ids.shape[1] - 2}: "
+                f"{prompt[:60]!r}"
+            )
+        return encoder(ids.input_ids.to(device)).last_hidden_state
+
+    return embed
+
+
+def _schedule(config: dict[str, Any]) -> tuple[Tensor, str]:
+    from diffusers import DDPMScheduler
+
+    if "beta_schedule" not in config and not config.get("trained_betas"):
+        raise ValueError(
+            f"expected a scheduler with betas (DDPM, DDIM, ...), got {config.get('_class_name')}"
+        )
+    abar = DDPMScheduler.from_config(config).alphas_cumprod
+    if not float(abar.min()) > 0:
+        raise ValueError("abar reaches 0 (rescale_betas_zero_snr): x_T there says nothing of x_0")
+    return abar, config.get("prediction_type", "epsilon")

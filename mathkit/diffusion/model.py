@@ -1,0 +1,146 @@
+"""One interface to any denoiser."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from mathkit.diffusion.networks import UNetModel
+
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
+# Unclipped samples overshoot [-1, 1]; beyond this no image is meant.
+FAR = 5.0
+# Numbers of x that keep a device busy: a larger batch only costs memory.
+BUSY = {"cpu": 2**18, "cuda": 2**23}
+
+
+class Model:
+    """A denoiser with its schedule: what every function here takes as `p`.
+
+    shape: of one x_t. alphas_cumprod: abar_t, float64 on the CPU, (T,). unet: the network, or None.
+    revision: of the weights. batch: items sent through the network at a time (halves when a GPU
+    runs out of memory). Subclasses give `noise`, or `noise` and `clean`.
+    """
+
+    unet: Any = None
+    revision: str | None = None
+
+    def __init__(
+        self, shape: Sequence[int], alphas_cumprod: Tensor, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.shape, self.device, self.dtype = torch.Size(shape), device, dtype
+        self.alphas_cumprod = alphas_cumprod.detach().double().cpu()
+        self.batch = max(1, BUSY.get(device.type, 2**18) // self.shape.numel())
+
+    def noise(self, x: Tensor, t: int | Tensor) -> Tensor:
+        """eps(x_t, t) = E[e | x_t], whatever the network predicts: (B, *shape) -> the same.
+
+        t: an integer, or integers (B,), in 0 ... T-1. Differentiable in x. Cost: B network calls.
+        """
+        raise NotImplementedError
+
+    def clean(self, x: Tensor, t: int | Tensor) -> Tensor:
+        """E[x_0 | x_t] = (x_t - sqrt(1 - abar_t) eps) / sqrt(abar_t). Shapes and cost of noise."""
+        s, n = self.scales(x, t)
+        return (x - n * self.noise(x, t)) / s
+
+    @property
+    def image_shape(self) -> torch.Size:
+        """Of one image: what `encode` takes and `decode` gives."""
+        return self.shape
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images to x_0: the identity for pixel models. Raises ValueError for no image."""
+        return self.check(images, "images")
+
+    def decode(self, x: Tensor) -> Tensor:
+        """x_0 to images: the identity for pixel models."""
+        return x
+
+    def prompted(self, prompt: str, guidance: float = 1.0, negative: str = "") -> UNetModel:
+        """The same model with a text bound to it: ValueError, these models take no text."""
+        raise ValueError(f"an unconditional model takes no prompt, got {prompt!r}: use it as it is")
+
+    def chunked(self, x: Tensor, f: Callable[[Tensor, slice], Tensor]) -> Tensor:
+        """f(x[rows], rows) on at most `batch` items at a time, which halves on a full GPU."""
+        parts: list[Tensor] = []
+        done = 0
+        while done < len(x):
+            rows = slice(done, min(done + self.batch, len(x)))
+            try:
+                parts.append(f(x[rows], rows))
+            except torch.OutOfMemoryError:
+                if self.batch == 1:
+                    raise
+                self.batch = max(1, (rows.stop - done) // 2)
+                continue
+            done = rows.stop
+        return torch.cat(parts)
+
+    def scales(self, x: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
+        """sqrt(abar_t) and sqrt(1 - abar_t), shaped to multiply x. ValueError for a bad t."""
+        abar = self.alphas_cumprod[self.times(t, len(x)).cpu()]
+        sides = [1] * len(self.shape)
+        # First the dtype: some devices hold no float64.
+        s, n = (a.to(x.dtype).to(x.device) for a in (abar.sqrt(), (1 - abar).sqrt()))
+        return s.view(-1, *sides), n.view(-1, *sides)
+
+    def times(self, t: int | Tensor, batch: int) -> Tensor:
+        """t as integers (1,) or (batch,), each in 0 ... T-1, else ValueError."""
+        T = len(self.alphas_cumprod)
+        if isinstance(t, Tensor) and t.ndim:
+            if t.dtype not in (torch.int32, torch.int64) or t.shape not in ((1,), (batch,)):
+                raise ValueError(f"t is an integer or integers ({batch},), got {t.dtype} {t.shape}")
+            if t.min() < 0 or t.max() >= T:
+                raise ValueError(f"t runs from 0 to {T - 1}, got {t.tolist()}")
+            return t.long()
+        return torch.tensor([self.time(t)])
+
+    def time(self, t: Any) -> int:
+        """t as an integer in 0 ... T-1, else ValueError."""
+        T = len(self.alphas_cumprod)
+        try:
+            t = operator.index(t)
+        except TypeError:
+            raise ValueError(f"t is an integer in 0 ... {T - 1}, got {t!r}") from None
+        if not 0 <= t < T:
+            raise ValueError(f"t runs from 0 to {T - 1}, got {t}; the clean image is not a step")
+        return t
+
+    def check(self, x: Tensor, name: str = "x_t", shape: Sequence[int] | None = None) -> Tensor:
+        """x, if it is a finite batch (B, *shape) of the right dtype and device; else ValueError.
+
+        shape: of one item, default that of x_t.
+        """
+        shape = tuple(self.shape if shape is None else shape)
+        if not isinstance(x, Tensor) or x.shape[1:] != shape or not len(x):
+            found = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            hint = f": one item is {name}[None]" if found == shape else ""
+            raise ValueError(
+                f"{name} is a tensor (B, {', '.join(map(str, shape))}), got {found}{hint}"
+            )
+        if x.dtype not in (torch.float32, self.dtype) or x.device.type != self.device.type:
+            raise ValueError(
+                f"{name} is {torch.float32} on {self.device}, got {x.dtype} on {x.device}: use "
+                f"{name}.float() (bytes: {name} / 127.5 - 1) and {name}.to(p.device)"
+            )
+        if not check_finite(x):
+            raise ValueError(f"{name} holds NaN or infinity")
+        return x
+
+
+def check_finite(x: Tensor) -> bool:
+    try:
+        return bool(x.isfinite().all())
+    except RuntimeError:  # inside torch.func.vmap no value may be read
+        return True
+
+
+def linear_schedule(steps: int = 1000, first: float = 1e-4, last: float = 0.02) -> Tensor:
+    """abar_t of a linear beta schedule (DDPM, 2006.11239), float64 (steps,)."""
+    return torch.cumprod(1 - torch.linspace(first, last, steps, dtype=torch.float64), 0)

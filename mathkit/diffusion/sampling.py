@@ -1,0 +1,251 @@
+"""Sampling, inversion and the posterior mean, for any model."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mathkit.diffusion.model import Model
+
+Callback = Callable[[int, int, Tensor], object]
+
+
+class Edit(Protocol):
+    """An edit made while denoising (`mk.inject` gives one): where it acts, and the edited eps."""
+
+    def active(self, t: int) -> bool: ...
+
+    def __call__(self, p: Model, x: Tensor, t: int) -> Tensor: ...
+
+
+def timesteps(p: Model, t: int, steps: int) -> list[int]:
+    """The times at which the network is called from t down: round(linspace(t, 0, steps)).
+
+    From the last, 0, one step leads to the clean image, so `steps` = network calls. Where steps
+    exceeds t + 1 the grid holds every time once. Raises ValueError for t outside 0 ... T-1 or
+    steps < 1.
+    """
+    grid = torch.linspace(p.time(t), 0, _count(steps, "steps"), dtype=torch.float64)
+    return grid.round().long().unique_consecutive().tolist()
+
+
+def ddim_step(
+    x: Tensor,
+    eps: Tensor,
+    abar: float,
+    then: float,
+    eta: float = 0.0,
+    z: Tensor | None = None,
+    edited: Tensor | None = None,
+) -> Tensor:
+    """One step from noise level `abar` to `then`, up or down (eq. 12, 16 of DDIM, 2010.02502).
+
+    x_then = sqrt(then) x_0 + sqrt(1 - then - s^2) eps + s z, x_0 = (x - sqrt(1 - abar) eps) /
+    sqrt(abar), s = eta sqrt((1 - then) / (1 - abar) (1 - abar / then)), z standard normal.
+    `edited` replaces eps in x_0 alone (the asymmetric reverse process of Asyrp, 2210.10960).
+    No clipping, which would make the step impossible to invert.
+    """
+    clean = (x - (1 - abar) ** 0.5 * (eps if edited is None else edited)) / abar**0.5
+    variance = eta**2 * (1 - then) / (1 - abar) * (1 - abar / then) if eta else 0.0
+    y = then**0.5 * clean + max(1 - then - variance, 0.0) ** 0.5 * eps
+    return y if z is None else y + variance**0.5 * z
+
+
+def sample(
+    p: Model,
+    n: int | None = None,
+    seed: int | Sequence[int] = 0,
+    steps: int = 25,
+    callback: Callback | None = None,
+    *,
+    index: Iterable[int] | None = None,
+    progress: bool = False,
+) -> Tensor:
+    """Draw x_0: DDIM from x_T ~ N(0, I) at t = T-1, (n, *shape) on p.device.
+
+    Sample i depends on (seed, i) alone, whatever n, batch or device (up to rounding). index: which
+    samples, default 0 ... n-1; with it n may be left out, and seed may be one integer each, so
+    that any list of (seed, index) pairs is drawn again. callback(step, t, x) after each step; t is
+    the time reached, -1 the clean image. Cost: n * steps network calls.
+    """
+    which = list(range(_count(n, "n")) if index is None else index)
+    if n is not None and n != len(which):
+        raise ValueError(f"n = {n}, but index names {len(which)} samples: leave n out")
+    top = len(p.alphas_cumprod) - 1
+    return denoise(p, start(p, seed, which), top, steps, callback=callback, progress=progress)
+
+
+def start(p: Model, seed: int | Sequence[int], index: Sequence[int]) -> Tensor:
+    """The x_T ~ N(0, I) that `sample` denoises, (len(index), *shape) on p.device.
+
+    Item i depends on (seed, index[i]) alone, whatever the others and the device. Raises ValueError
+    unless seed is one integer >= 0, or one for each of the index, integers >= 0.
+    """
+    return _Noise(p, seed, index, stream=0)()
+
+
+def denoise(
+    p: Model,
+    xt: Tensor,
+    t: int,
+    steps: int = 25,
+    eta: float = 0.0,
+    boost_below: int | None = None,
+    h_edit: Edit | None = None,
+    callback: Callback | None = None,
+    *,
+    seed: int | Sequence[int] = 0,
+    index: Iterable[int] | None = None,
+    times: Sequence[int] | None = None,
+    progress: bool = False,
+) -> Tensor:
+    """DDIM from x_t (B, *shape) down to x_0, on the grid `timesteps(p, t, steps)`.
+
+    times: another grid, from t down, in the place of `steps`.
+
+    eta in [0, 1]: the noise added at each step (0 deterministic, 1 as DDPM). boost_below: steps
+    that start below this time take eta = 1 (quality boosting of 2210.10960, 2307.12868). The noise
+    of item i depends on (seed, index[i]) alone, default index 0 ... B-1. h_edit: see `mk.inject`.
+    callback as in `sample`. Differentiable in xt. Cost: B * steps network calls, twice that where
+    h_edit acts. Raises ValueError for a bad x_t, t, steps or eta, and where no step meets h_edit.
+    """
+    x, times = p.check(xt), timesteps(p, t, steps) if times is None else _falling(p, t, times)
+    etas = [_eta(eta, s, boost_below) for s in times]
+    if h_edit is not None and not any(map(h_edit.active, times)):
+        raise ValueError(f"no step lies where h_edit acts: the grid is {times}; take more steps")
+    draw = _Noise(p, seed, range(len(x)) if index is None else list(index), stream=1)
+    draw.check(len(x))
+    for i, (now, then) in enumerate(_bar([*times, -1], progress)):
+        x = _step(p, x, now, then, etas[i], draw() if etas[i] else None, h_edit)
+        if callback:
+            callback(i, then, x)
+    return p.check(x, "the denoised x_0")
+
+
+def invert(
+    p: Model,
+    x0: Tensor,
+    t: int,
+    steps: int = 25,
+    callback: Callback | None = None,
+    *,
+    refine: int = 0,
+    progress: bool = False,
+) -> Tensor:
+    """The x_t that `denoise` takes back to x_0, nearly: its grid walked backwards, (B, *shape).
+
+    Each step uses eps(x, then), the noise at the time it leads to (DDIM inversion, 2105.05233), so
+    the error of denoise(invert(x_0)) falls as 1 / steps. refine: rounds that repeat each step with
+    eps read where it arrived, which nears the exact inverse of `denoise`'s step: 25 steps with
+    one round are nearer than 50 without. callback as in `sample`.
+    Cost: B * steps * (1 + refine) network calls. Raises ValueError where x_0 is no batch of images
+    of the model's shape, or is far outside [-1, 1].
+    """
+    x, times = p.encode(x0), timesteps(p, t, steps)
+    rounds = 1 + _count(refine, "refine", 0)
+    for i, (now, then) in enumerate(_bar([-1, *reversed(times)], progress)):
+        at = x
+        for _ in range(rounds):
+            eps = p.chunked(at, lambda part, rows, t=then: p.noise(part, t))  # type: ignore[misc]
+            at = ddim_step(x, eps, _abar(p, now), _abar(p, then))
+        x = at
+        if callback:
+            callback(i, then, x)
+    return p.check(x, "the inverted x_t")
+
+
+def posterior_mean(p: Model, t: int) -> Callable[[Tensor], Tensor]:
+    """The map g: x_t -> E[x_0 | x_t], (B, *shape) -> (B, *shape), differentiable.
+
+    Its Jacobian is sqrt(abar) / (1 - abar) Cov[x_0 | x_t] where the model is exact (second-order
+    Tweedie formula), so its singular vectors are the posterior's principal axes. Cost: B network
+    calls. Raises ValueError for t outside 0 ... T-1.
+    """
+    t = p.time(t)
+    return lambda x: p.clean(x, t)
+
+
+def _step(
+    p: Model, x: Tensor, now: int, then: int, eta: float, z: Tensor | None, edit: Edit | None
+) -> Tensor:
+    eps = p.chunked(x, lambda part, rows: p.noise(part, now))
+    edited = edit(p, x, now) if edit is not None and edit.active(now) else None
+    return ddim_step(x, eps, _abar(p, now), _abar(p, then), eta, z, edited)
+
+
+def _falling(p: Model, t: int, times: Sequence[int]) -> list[int]:
+    grid = [p.time(s) for s in times]
+    if grid[:1] != [p.time(t)] or any(b >= a for a, b in pairwise(grid)):
+        raise ValueError(f"times fall from t = {t}, got {grid}")
+    return grid
+
+
+def _abar(p: Model, t: int) -> float:
+    return float(p.alphas_cumprod[t]) if t >= 0 else 1.0
+
+
+def _eta(eta: float, t: int, boost_below: int | None) -> float:
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta is in [0, 1], got {eta}")
+    return 1.0 if boost_below is not None and t < boost_below else float(eta)
+
+
+def _count(n: Any, name: str, least: int = 1) -> int:
+    try:
+        n = operator.index(n)
+    except TypeError:
+        raise ValueError(f"{name} is an integer >= {least}, got {n!r}") from None
+    if n < least:
+        raise ValueError(f"{name} is an integer >= {least}, got {n}")
+    return n
+
+
+def _bar(times: list[int], progress: bool) -> Iterable[tuple[int, int]]:
+    """Neighbours in `times`, with a progress bar if asked."""
+    steps = list(pairwise(times))
+    if not progress:
+        return steps
+    from tqdm.auto import tqdm
+
+    return tqdm(steps, unit="step", leave=False)
+
+
+class _Noise:
+    """Standard normal draws (B, *shape), item i from its own CPU generator of (seed, index[i])."""
+
+    def __init__(
+        self, p: Model, seed: int | Sequence[int], index: Sequence[int], stream: int
+    ) -> None:
+        self.p, self.index, seeds = p, index, np.asarray(seed)
+        if seeds.shape not in ((), (len(index),)):
+            raise ValueError(f"give one seed, or one for each of {len(index)}, got {seeds.shape}")
+        pairs = np.broadcast_arrays(seeds, np.asarray(index))
+        if any(part.dtype.kind not in "iu" or (part < 0).any() for part in pairs):
+            raise ValueError(f"seed and index are integers >= 0, got {seed} and {list(index)}")
+        self.generators = [_generator(int(s), int(i), stream) for s, i in zip(*pairs, strict=True)]
+
+    def check(self, batch: int) -> None:
+        if len(self.index) != batch:
+            raise ValueError(f"index names {len(self.index)} items, x_t has {batch}")
+
+    def __call__(self) -> Tensor:
+        draws = [torch.randn(self.p.shape, generator=g) for g in self.generators]
+        return torch.stack(draws).to(self.p.device)
+
+
+def _generator(*key: int) -> torch.Generator:
+    words = np.random.SeedSequence(key).generate_state(2)
+    return torch.Generator().manual_seed(int(words[0]) << 31 ^ int(words[1]))
+
+
+def noised(p: Model, x0: Tensor, t: int, seed: int) -> Tensor:
+    """x_t = sqrt(abar) x0 + sqrt(1 - abar) e on p's device, e the standard normal of `seed`."""
+    x0, abar = x0.to(p.device), float(p.alphas_cumprod[t])
+    e = torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed)).to(x0)
+    return abar**0.5 * x0 + (1 - abar) ** 0.5 * e

@@ -1,0 +1,279 @@
+"""Still pictures in one style: pass an `ax` or get one, an `ax` comes back, nothing is computed.
+
+    from mathkit import plot
+    plot.use()
+
+`row` and `cards` want the figure's whole width; the others share a figure well.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+
+from mathkit.draw import curves, style
+
+spectrum, tradeoff, over_time = curves.spectrum, curves.tradeoff, curves.over_time
+ACCENT, use, png, picture = style.ACCENT, style.use, style.png, style.picture
+
+
+@style.styled
+def strip(
+    images: Tensor,
+    labels: Sequence[Any] | None = None,
+    *,
+    ax: Axes | None = None,
+    columns: int = 8,
+    signed: bool = False,
+    scale: float | None = None,
+    title: str = "",
+) -> Axes:
+    """Images (B, C, H, W) in [-1, 1] side by side, `columns` to a line, a label under each.
+
+    Values outside [-1, 1] are cut; numbers as labels get two decimals. signed: directions instead,
+    of any size: 0 is mid-grey (white where C = 1, red positive, blue negative), full colour is the
+    largest |value| of each image, or `scale` for all. Raises ValueError on other shapes and NaN.
+    """
+    faces = style.pictures(images, signed, scale)
+    columns = max(2, min(columns, len(faces)))
+    lines = _labels(labels, len(faces), style.WIDTH / columns)
+    below = 0.2 * max((t.count("\n") + 1 for t in lines if t), default=0) * columns / style.WIDTH
+    step = (1.05, faces.shape[1] / faces.shape[2] + below + 0.05)
+    count = math.ceil(len(faces) / columns)
+    ax = style.axes(ax, style.WIDTH * step[1] * count / (step[0] * columns), title)
+    for i, (pixels, text) in enumerate(zip(faces, lines, strict=True)):
+        x, top = step[0] * (i % columns), -step[1] * (i // columns)
+        bottom = _place(ax, pixels, x, top)
+        ax.text(x + 0.5, bottom - 0.02 * columns / 8, text, ha="center", va="top", fontsize=10)
+    return _frame(ax, step[0] * columns - 0.05, step[1] * count - 0.05)
+
+
+@style.styled
+def cards(
+    images: Tensor,
+    factors: Tensor,
+    names: Sequence[str],
+    *,
+    reference: Tensor | None = None,
+    accent: str = "",
+    ax: Axes | None = None,
+    columns: int = 4,
+    title: str = "",
+) -> Axes:
+    """Images (B, C, H, W), each with a bar of every factor (B, F) in [0, 1] beneath it.
+
+    A bar is cut at the ends of its track. reference (B, F): a tick on each bar, e.g. the value
+    before an edit; accent: the name of the factor to point at. Raises ValueError on shapes that do
+    not match.
+    """
+    faces, bars = style.pictures(images), style.numbers(factors)
+    if bars.shape != (len(faces), len(names)):
+        raise ValueError(f"factors {bars.shape} must be ({len(faces)} images, {len(names)} names)")
+    ticks = None if reference is None else style.numbers(reference)
+    columns = min(columns, len(faces))
+    margin = 0.085 * max(map(len, names))  # inches
+    card = (style.WIDTH - margin) / columns / 1.08
+    bar, aspect = 0.17 / card, faces.shape[1] / faces.shape[2]
+    step, count = aspect + bar * (len(names) + 1.2), math.ceil(len(faces) / columns)
+    ax = style.axes(ax, step * count * card, title)
+    colours = [style.ACCENT if n == accent else style.BLUE for n in names]
+    for i, pixels in enumerate(faces):
+        x, top = 1.08 * (i % columns), -step * (i // columns)
+        y = _place(ax, pixels, x, top) - bar * (0.9 + np.arange(len(names)))
+        _bars(ax, x, y, bars[i], 0.6 * bar, colours)
+        if ticks is not None:
+            ax.vlines(x + ticks[i].clip(0, 1), y - 0.45 * bar, y + 0.45 * bar, style.INK, lw=1.6)
+        for name, level in zip(names if x == 0 else (), y, strict=x == 0):
+            ax.text(-0.05, level, name, ha="right", va="center", fontsize=9)
+    return _frame(ax, 1.08 * columns - 0.08, step * count - 0.5 * bar, left=margin / card)
+
+
+@style.styled
+def ellipse(
+    U: Tensor, S: Tensor, V: Tensor, *, ax: Axes | None = None, title: str = "", names: str = "vu"
+) -> Axes:
+    """The unit circle with v_1, v_2 and its image with s_1 u_1, s_2 u_2; one colour a pair.
+
+    U (2, 2), S (2,), V (2, 2), rows are directions, as `mk.svd` returns them for a map A between
+    planes: `U, S, V = mk.svd(A, 2)`. names: the two letters. Raises ValueError on other shapes.
+    """
+    u, s, v = map(style.numbers, (U, S, V))
+    if (u.shape, s.shape, v.shape) != ((2, 2), (2,), (2, 2)):
+        raise ValueError(
+            f"ellipse takes U (2, 2), S (2,), V (2, 2); got {u.shape, s.shape, v.shape}"
+        )
+    angle = np.linspace(0, 2 * np.pi, 181)
+    circle = np.stack([np.cos(angle), np.sin(angle)])
+    image = u.T * s @ circle
+    wide, high = 1.3 * np.abs(image).max(1).clip(1)
+    ax = style.axes(ax, min(5.5, 0.85 * style.WIDTH * high / wide), title)
+    ax.plot(*circle, color=style.GREY, lw=1.5, ls="--")
+    ax.plot(*image, color=style.INK)
+    for i, colour in enumerate((style.ACCENT, style.BLUE)):
+        aside = 0.09 * max(wide, high) * (1 if np.linalg.det([v[i], u[i]]) > 0 else -1)
+        _arrow(ax, v[i], colour, f"${names[0]}_{i + 1}$", -aside, "--")
+        if s[i] > 1e-3 * s[0]:
+            _arrow(ax, s[i] * u[i], colour, f"$s_{i + 1} {names[1]}_{i + 1}$", aside, "-")
+    ax.set(aspect="equal", xlim=(-wide, wide), ylim=(-high, high))
+    return ax
+
+
+@style.styled
+def stage(A: Tensor, V: Tensor, reach: float, title: str = "", *, ax: Axes | None = None) -> Axes:
+    """What A (2, 2) makes of the unit circle, of a small puppet in it, and of v_1, v_2 (rows of V).
+
+    reach: half the height of the picture. Raises ValueError on other shapes.
+    """
+    a, v = style.numbers(A), style.numbers(V)
+    if a.shape != (2, 2) or v.shape != (2, 2):
+        raise ValueError(f"stage takes A (2, 2) and V (2, 2), got {a.shape}, {v.shape}")
+    ax = style.axes(ax, style.WIDTH / 1.8, title)
+    ax.axhline(0, color=style.FAINT, lw=1)
+    ax.axvline(0, color=style.FAINT, lw=1)
+    angle = np.linspace(0, 2 * np.pi, 91)
+    circle = np.stack([np.cos(angle), np.sin(angle)])
+    smile = np.stack([np.cos(angle[45:]), np.sin(angle[45:])])[:, 6:-6]
+    hat = np.array([[-0.3, 0.0, 0.3, -0.3], [0.42, 0.95, 0.42, 0.42]])
+    ax.plot(*circle, color=style.GREY, lw=1, ls="--")
+    ax.plot(*(a @ circle), color=style.INK, lw=1.5)
+    ax.fill(*(a @ hat), color=style.FAINT)
+    for shape in (0.45 * circle, 0.25 * smile, hat):
+        ax.plot(*(a @ shape), color=style.GREY, lw=1.5)
+    ax.plot(*(a @ np.array([[-0.16, 0.16], [0.12, 0.12]])), "o", color=style.GREY, ms=4)
+    for i, colour in enumerate((style.ACCENT, style.BLUE)):
+        tip = a @ v[i]
+        if np.hypot(*tip) > 0.02 * reach:
+            _arrow(ax, tip, colour, f"{i + 1}", 0.1 * reach * (1 - 2 * i), "-")
+    ax.set(aspect="equal", xlim=(-1.8 * reach, 1.8 * reach), ylim=(-reach, reach))
+    ax.axis("off")
+    return ax
+
+
+@style.styled
+def heat(
+    M: Tensor,
+    *,
+    signed: bool = False,
+    limit: float | None = None,
+    rows: Sequence[Any] | None = None,
+    columns: Sequence[Any] | None = None,
+    digits: int = 2,
+    label: str = "",
+    ax: Axes | None = None,
+    title: str = "",
+) -> Axes:
+    """A matrix (r, c) as coloured cells with a colour bar; values are printed up to 10 columns.
+
+    Unsigned: white is 0, dark is `limit` (else the largest entry). signed: white is 0, red
+    positive, blue negative, symmetric. rows, columns: tick labels. Raises ValueError on NaN, and on
+    negative entries unless signed.
+    """
+    m = style.numbers(M)
+    if m.ndim != 2 or (not signed and m.min() < 0):
+        raise ValueError(
+            f"heat takes a matrix, signed=True if negative; got shape {m.shape}, "
+            f"smallest entry {m.min():.3g}"
+        )
+    top = limit or float(np.abs(m).max()) or 1.0
+    ax = style.axes(ax, min(6.5, 0.6 + 4.6 * max(0.2, m.shape[0] / m.shape[1])), title)
+    low, colours = (-top, style.SIGNED) if signed else (0, style.UNSIGNED)
+    image = ax.imshow(m, cmap=colours, vmin=low, vmax=top, aspect="equal", interpolation="nearest")
+    ax.figure.colorbar(image, ax=ax, label=label, shrink=0.8).outline.set_visible(False)
+    ax.grid(False)
+    for axis, names in ((ax.xaxis, columns), (ax.yaxis, rows)):
+        if names is None:
+            axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        else:
+            axis.set_ticks(range(len(names)), [str(n) for n in names])
+    if columns is not None and max(len(str(n)) for n in columns) > 50 / m.shape[1]:
+        ax.tick_params(axis="x", rotation=90)
+    if m.shape[1] <= 10 and m.shape[0] <= 12:
+        _values(ax, m, digits, 0.5 * top)
+    return ax
+
+
+@style.styled
+def features(
+    W: Tensor,
+    labels: Sequence[Any] | None = None,
+    *,
+    ax: Axes | None = None,
+    columns: int = 5,
+    reach: float = 1.4,
+    title: str = "",
+) -> Axes:
+    """The columns of each W (B, 2, n) as rays from a common point, one panel each, a label under.
+
+    Feature 0 is the darkest. reach: half the panel's width, in the units of W. Raises ValueError on
+    other shapes.
+    """
+    rays = style.numbers(W)
+    if rays.ndim != 3 or rays.shape[1] != 2:
+        raise ValueError(f"features takes W (B, 2, n), got {rays.shape}")
+    columns = max(2, min(columns, len(rays)))
+    lines = _labels(labels, len(rays), style.WIDTH / columns)
+    below = 0.2 * max((t.count("\n") + 1 for t in lines if t), default=0) * columns / style.WIDTH
+    step, count = (1.05, 1.05 + below), math.ceil(len(rays) / columns)
+    ax = style.axes(ax, style.WIDTH * step[1] * count / (step[0] * columns), title)
+    colours = style.UNSIGNED(np.linspace(0.95, 0.4, rays.shape[2]))
+    for i, (W_i, text) in enumerate(zip(rays, lines, strict=True)):
+        x, y = step[0] * (i % columns) + 0.5, -step[1] * (i // columns) - 0.5
+        ax.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor="none", edgecolor=style.FAINT))
+        for (a, b), colour in zip(W_i.T / (2 * reach), colours, strict=True):
+            ax.plot([x, x + a], [y, y + b], color=colour, lw=2)
+            ax.plot(x + a, y + b, "o", color=colour, ms=5)
+        ax.text(x, y - 0.52, text, ha="center", va="top", fontsize=10)
+    return _frame(ax, step[0] * columns - 0.05, step[1] * count - 0.05)
+
+
+def _values(ax: Axes, m: np.ndarray, digits: int, dark: float) -> None:
+    for (r, c), x in np.ndenumerate(m):
+        text = f"{round(x, digits) + 0.0:.{digits}f}"  # + 0.0: no minus before a zero
+        colour = style.PAPER if abs(x) > dark else style.INK
+        ax.text(c, r, text, ha="center", va="center", color=colour, fontsize=9)
+
+
+def _place(ax: Axes, pixels: np.ndarray, x: float, top: float) -> float:
+    """Draw one picture, 1 wide, its left upper corner at (x, top); return its lower edge."""
+    bottom = top - pixels.shape[0] / pixels.shape[1]
+    ax.imshow(pixels, extent=(x, x + 1, bottom, top))
+    return bottom
+
+
+def _frame(ax: Axes, width: float, height: float, left: float = 0.0) -> Axes:
+    ax.set(xlim=(-left, width), ylim=(-height, 0), aspect="equal")
+    ax.axis("off")
+    return ax
+
+
+def _bars(
+    ax: Axes, x: float, y: np.ndarray, values: np.ndarray, thick: float, colours: Any
+) -> None:
+    ax.barh(y, 1, thick, left=x, color=style.FAINT)
+    ax.barh(y, values.clip(0, 1), thick, left=x, color=colours)
+
+
+def _arrow(ax: Axes, tip: np.ndarray, colour: str, text: str, aside: float, dash: str) -> None:
+    """An arrow from the origin; its text beside the tip, `aside` to its left."""
+    arrow = {"arrowstyle": "-|>", "color": colour, "lw": 2, "ls": dash, "shrinkA": 0, "shrinkB": 0}
+    ax.annotate("", tuple(tip), (0, 0), arrowprops=arrow)
+    x, y = tip + (aside * np.array([-tip[1], tip[0]]) + 0.5 * abs(aside) * tip) / np.hypot(*tip)
+    box = {"facecolor": style.PAPER, "edgecolor": "none", "pad": 0.5, "alpha": 0.8}
+    ax.text(x, y, text, color=colour, ha="center", va="center", fontsize=13, bbox=box)
+
+
+def _labels(labels: Sequence[Any] | None, count: int, inches: float) -> list[str]:
+    if labels is None:
+        return [""] * count
+    if len(labels) != count:
+        raise ValueError(f"{count} images need {count} labels; got {len(labels)}")
+    texts = (x if isinstance(x, str | int) else f"{float(x):.2f}" for x in labels)
+    return [textwrap.fill(str(t), max(5, int(inches / 0.085))) for t in texts]

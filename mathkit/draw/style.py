@@ -1,0 +1,178 @@
+"""The one look of every picture: colours, sizes, and how a figure becomes a small PNG.
+
+Light paper, dark ink, one accent (vermillion) for what the reader should look at. The few other
+colours follow Okabe and Ito: told apart by every kind of colour vision, 3 : 1 against the paper.
+Sizes are chosen so that a figure 6 inches wide reads on a phone (390 px) and on a projector.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import sys
+import textwrap
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from cycler import cycler
+from matplotlib.axes import Axes
+from matplotlib.colors import Colormap, LinearSegmentedColormap
+from matplotlib.figure import Figure
+from torch import Tensor
+
+PAPER, INK, GREY, FAINT, ACCENT = "#FBF9F4", "#26262B", "#6F6D66", "#DEDACF", "#D55E00"
+BLUE, GREEN, PURPLE = "#0072B2", "#009E73", "#8C3B6F"
+CYCLE = (BLUE, GREEN, PURPLE, INK)
+WIDTH = 6.0  # inches
+
+_COLD = ("#f6f6f6", "#c6d6ea", "#97b6de", "#6896d1", "#4176bb", "#38568f", "#2a3a65")
+_WARM = ("#f6f6f6", "#eecebc", "#e3a686", "#d47d55", "#bb5731", "#913d25", "#682618")
+UNSIGNED: Colormap = LinearSegmentedColormap.from_list("mathkit.unsigned", _COLD)
+SIGNED: Colormap = LinearSegmentedColormap.from_list("mathkit.signed", _COLD[::-1] + _WARM[1:])
+for _map in (UNSIGNED, SIGNED):
+    mpl.colormaps.register(_map, force=True)
+
+STYLE: Any = {
+    "figure.figsize": (WIDTH, 3.4),
+    "figure.dpi": 100,
+    "figure.constrained_layout.use": True,
+    "figure.constrained_layout.h_pad": 0.08,
+    "figure.constrained_layout.w_pad": 0.06,
+    "figure.facecolor": PAPER,
+    "savefig.facecolor": PAPER,
+    "axes.facecolor": PAPER,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.titlesize": 12,
+    "axes.prop_cycle": cycler(color=CYCLE),
+    "grid.color": FAINT,
+    "grid.linewidth": 0.7,
+    "image.cmap": UNSIGNED.name,
+    "image.interpolation": "nearest",
+    "font.family": "DejaVu Sans",
+    "font.size": 11,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.labelsize": 10,
+    "ytick.labelsize": 10,
+    "legend.fontsize": 10,
+    "legend.frameon": False,
+    "lines.linewidth": 2,
+    "lines.markersize": 5,
+}
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def styled(draw: Callable[P, R]) -> Callable[P, R]:
+    """draw, always in this style, whatever the reader's own settings are."""
+
+    @wraps(draw)
+    def in_style(*args: P.args, **kwargs: P.kwargs) -> R:
+        with mpl.rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    return in_style
+
+
+def use() -> None:
+    """Switch the session to this style; in a notebook, figures are stored as `png` makes them."""
+    mpl.rcParams.update(STYLE)
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if shell is not None and "inline" in mpl.get_backend().lower():
+        plt.switch_backend(mpl.get_backend())  # loads the inline backend, which sets its own format
+        shell.display_formatter.formatters["image/png"].for_type(Figure, png)
+
+
+def png(fig: Figure | Axes, limit: int = 60_000, dpi: int = 160) -> bytes:
+    """The figure as PNG bytes of at most `limit` bytes, with a palette of 256 colours or fewer.
+
+    What is too large gets fewer colours (down to 64) and pixels (to dpi / 2). A figure drawn afresh
+    gives the same bytes on the same machine. Raises ValueError where even the smallest is over.
+    """
+    figure: Any = fig.figure  # of a Figure, itself; of an Axes, perhaps a SubFigure
+    for share in (1, 0.8, 0.65, 0.5):
+        raw = io.BytesIO()
+        with mpl.rc_context({"savefig.bbox": None}):
+            figure.figure.savefig(raw, format="png", dpi=share * dpi)
+        for colours in (256, 128) if share == 1 else (128, 64):
+            data = _palette(raw, colours)
+            if len(data) <= limit:
+                return data
+    raise ValueError(f"the figure needs {len(data)} bytes, over {limit}: draw fewer pictures")
+
+
+def picture(
+    image: Tensor, size: int = 256, signed: bool = False, scale: float | None = None
+) -> bytes:
+    """One image (C, H, W) as PNG bytes, enlarged without smoothing, at least `size` pixels wide."""
+    from PIL import Image
+
+    pixels = pictures(image[None] if image.ndim == 3 else image, signed, scale)
+    if len(pixels) != 1:
+        raise ValueError(f"picture takes one image (C, H, W); got {tuple(image.shape)}")
+    times = math.ceil(size / pixels.shape[2])
+    big = np.rint(255 * pixels[0].repeat(times, 0).repeat(times, 1)).astype(np.uint8)
+    raw = io.BytesIO()
+    Image.fromarray(big).save(raw, format="png", optimize=True)
+    return raw.getvalue()
+
+
+def numbers(x: Any) -> np.ndarray:
+    """x as a float64 array. Raises ValueError on NaN and infinity."""
+    a = torch.as_tensor(x).detach().cpu().double().numpy()
+    if not np.isfinite(a).all():
+        raise ValueError(f"{int((~np.isfinite(a)).sum())} of {a.size} values are NaN or infinite")
+    return a
+
+
+def pictures(images: Tensor, signed: bool = False, scale: float | None = None) -> np.ndarray:
+    """Images (B, C, H, W) as colours (B, H, W, 3) in [0, 1]."""
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or not images.is_floating_point():
+        raise ValueError(
+            f"pictures are floats (B, 1 or 3, H, W) in [-1, 1]; got {images.dtype}, shape "
+            f"{tuple(images.shape)}: x[None] adds the batch axis, p.decode(x) leaves a latent space"
+        )
+    x = numbers(images)
+    if signed:
+        most = np.abs(x).max((1, 2, 3), keepdims=True) if scale is None else scale
+        x = x / np.where(most == 0, 1, most)
+    x = (x.clip(-1, 1).transpose(0, 2, 3, 1) + 1) / 2
+    if x.shape[-1] == 3:
+        return x
+    return SIGNED(x[..., 0])[..., :3] if signed else x.repeat(3, -1)
+
+
+def _palette(raw: io.BytesIO, colours: int) -> bytes:
+    from PIL import Image
+
+    # The octree keeps small patches of a rare colour (a red nose), which median cut averages away.
+    method, dither = Image.Quantize.FASTOCTREE, Image.Dither.NONE
+    small = Image.open(raw).convert("RGB").quantize(colours, method, dither=dither)
+    out = io.BytesIO()
+    small.save(out, format="png", optimize=True)
+    return out.getvalue()
+
+
+def axes(ax: Axes | None, height: float, title: str) -> Axes:
+    """ax, or a new one in a figure WIDTH wide whose axes are about `height` inches high."""
+    wrapped = textwrap.fill(title, 58)
+    if ax is None:
+        extra = 0.16 + (0.2 * (wrapped.count("\n") + 1) + 0.1 if title else 0)
+        ax = plt.subplots(figsize=(WIDTH, height + extra))[1]
+    if title:
+        ax.set_title(wrapped)
+    return ax

@@ -1,0 +1,200 @@
+"""Moving pictures in a notebook: `live` redraws with the kernel, `flipbook` also moves without one.
+
+    from mathkit import widgets
+    widgets.live(draw, t=(0, 900, 100, 500))           # draw(t=500) -> a figure, an ax, an image
+    widgets.flipbook(frames, "strength", values=strengths, start=3, describe="The smile grows.")
+
+`draw` is a pure function, to be used and tested without any widget.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import ipywidgets as W
+import matplotlib.pyplot as plt
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from mathkit.draw import pictures
+from mathkit.linear.arrays import matrix
+from mathkit.linear.svd import svd
+
+FRAME, TOTAL = 60_000, 600_000  # bytes of a picture, and of all in one flipbook
+
+
+def frame(x: Any, limit: int = FRAME) -> bytes:
+    """x as PNG bytes: a figure or ax (then closed), an image (C, H, W), a batch of them, or bytes.
+
+    Raises TypeError on anything else, ValueError where the result is over `limit` bytes.
+    """
+    if isinstance(x, Tensor):
+        x = pictures.picture(x) if x.ndim == 3 else pictures.strip(x)
+    if isinstance(x, Figure | Axes):
+        figure: Any = x.figure
+        x = pictures.png(x, limit)
+        plt.close(figure.figure)
+    if not isinstance(x, bytes) or not x.startswith(b"\x89PNG"):
+        raise TypeError(
+            f"a picture is a figure, an ax, an image tensor or PNG bytes; got {type(x)}"
+        )
+    if len(x) > limit:
+        raise ValueError(f"a picture of {len(x)} bytes is over {limit}: make it smaller, or fewer")
+    return x
+
+
+def live(draw: Callable[..., Any], *, describe: str = "", **sliders: Any) -> W.VBox:
+    """Sliders above the picture that draw(**values) returns, redrawn when a slider is let go.
+
+    A slider is (low, high), (low, high, step) or (low, high, step, start), ints or floats; a list
+    of choices; or a widget with a `value`. draw returns what `frame` takes. Where draw fails later
+    the error is shown and the picture stays. The box has `.sliders`, `.image` and `.status`.
+    """
+    knobs = {name: _knob(name, spec) for name, spec in sliders.items()}
+
+    def drawn() -> bytes:
+        return frame(draw(**{name: knob.value for name, knob in knobs.items()}))
+
+    def changed(_: Any) -> None:
+        try:
+            image.value, status.value = drawn(), ""
+        except Exception as e:  # left alone it would go to a log that no reader sees
+            status.value = _paragraph(f"{type(e).__name__}: {e}")
+
+    image, status = _image(drawn()), W.HTML()
+    for knob in knobs.values():
+        knob.observe(changed, "value")
+    box = W.VBox([*knobs.values(), image, status, W.HTML(_paragraph(describe))])
+    box.sliders, box.image, box.status = knobs, image, status
+    return box
+
+
+def flipbook(
+    frames: Iterable[Any],
+    label: str = "frame",
+    *,
+    values: Sequence[Any] | None = None,
+    start: int = 0,
+    describe: str = "",
+    interval: int = 200,
+) -> W.VBox:
+    """A slider and a play button over still frames; linked in the browser, so no kernel is needed.
+
+    frames: what `frame` takes, one by one (of a generator, given with values, each figure is drawn
+    and closed in turn); values: what the slider shows for each; start: the first frame seen;
+    describe: what there is to see, in words; interval: ms a frame. Together the pictures stay under
+    600 kB. Raises ValueError on fewer than 2 frames, values that do not match, a start outside.
+    """
+    given = list(frames) if values is None else frames
+    names = range(len(given)) if values is None else values  # type: ignore[arg-type]
+    limit = min(FRAME, TOTAL // max(1, len(names)))
+    images = [_image(frame(x, limit)) for x in given]
+    if not (len(images) == len(names) > 1 and 0 <= start < len(images)):
+        raise ValueError(
+            f"a flipbook needs 2 frames or more, a value each, and a start among them; got "
+            f"{len(images)} frames, {len(names)} values, start {start}"
+        )
+    slider = W.SelectionSlider(
+        options=[(_text(v), i) for i, v in enumerate(names)], value=start, description=label,
+        layout=_wide(),
+    )  # fmt: skip
+    play = W.Play(value=start, min=0, max=len(images) - 1, interval=interval)
+    stack = W.Stack(images, selected_index=start)
+    W.jslink((play, "value"), (slider, "index"))
+    W.jslink((slider, "index"), (stack, "selected_index"))
+    box = W.VBox([play, slider, stack, W.HTML(_paragraph(describe))])
+    box.play, box.slider, box.stack = play, slider, stack
+    return box
+
+
+def rotate_stretch_rotate(M: Tensor, pages: int = 6, **flipbook_options: Any) -> W.VBox:
+    """A flipbook of a real 2 x 2 matrix M = U^T diag(S) V in three acts, `pages` pictures each.
+
+    V turns v_1, v_2 into the axes, diag(S) stretches along the axes, U^T turns them to u_1, u_2.
+    Where M mirrors the plane (det M < 0), the second stretch is -s_2, so that both turns are
+    rotations. Raises ValueError for another shape.
+    """
+    if M.shape != (2, 2):
+        raise ValueError(f"rotate_stretch_rotate takes a matrix (2, 2), got {tuple(M.shape)}")
+    names, stages, V = _acts(M.double(), pages)
+    reach = 1.15 * max(1.0, float(torch.linalg.matrix_norm(M, 2)))
+    frames = (pictures.stage(A, V, reach, name) for name, A in zip(names, stages, strict=True))
+    return flipbook(frames, "", values=names, **flipbook_options)
+
+
+def _acts(M: Tensor, pages: int) -> tuple[list[str], list[Tensor], Tensor]:
+    """The name of each page, the matrix that has acted by then (the last is M), and V."""
+    U, S, V = svd(matrix(M), 2)
+    for rows in (U, V):
+        rows[1] *= torch.linalg.det(rows).sign()
+    turns = [math.atan2(float(turn[1, 0]), float(turn[0, 0])) for turn in (V, U.T)]
+    acts: dict[str, float | Tensor]
+    acts = {"rotate": turns[0], "stretch": torch.diag(U @ M @ V.T), "rotate again": turns[1]}
+    names, stages = ["before"], [torch.eye(2, dtype=M.dtype)]
+    for name, act in acts.items():
+        done = stages[-1]
+        names += [f"{name} {i + 1}/{pages}" for i in range(pages)]
+        stages += [_part(act, (i + 1) / pages) @ done for i in range(pages)]
+    return names, stages, V
+
+
+def _part(act: float | Tensor, share: float) -> Tensor:
+    """A share of a rotation (an angle) or of a stretch along the axes (two factors)."""
+    if isinstance(act, Tensor):
+        return torch.diag(1 + share * (act - 1))
+    c, s = math.cos(share * act), math.sin(share * act)
+    return torch.tensor([[c, -s], [s, c]], dtype=torch.float64)
+
+
+def _knob(name: str, spec: Any) -> Any:
+    if isinstance(spec, W.Widget):
+        return spec
+    if isinstance(spec, list):
+        options = [(_text(v), v) for v in spec]
+        if any(isinstance(v, str) for v in spec):
+            return W.Dropdown(options=options, description=name)
+        return W.SelectionSlider(
+            options=options, description=name, continuous_update=False, layout=_wide()
+        )
+    if not isinstance(spec, tuple) or not 2 <= len(spec) <= 4:
+        raise ValueError(
+            f"slider {name} is (low, high, step, start), a list or a widget; got {spec}"
+        )
+    whole = all(isinstance(x, int) for x in spec)
+    low, high, step, start = _filled(spec, whole)
+    if not low <= start <= high:
+        raise ValueError(f"slider {name} starts at {start}, outside [{low}, {high}]")
+    return (W.IntSlider if whole else W.FloatSlider)(
+        value=start, min=low, max=high, step=step, description=name, continuous_update=False,
+        layout=_wide(),
+    )  # fmt: skip
+
+
+def _filled(spec: tuple[Any, ...], whole: bool) -> tuple[Any, Any, Any, Any]:
+    """(low, high, step, start) from its first entries: 50 steps, start on the middle one."""
+    low, high, *rest = spec
+    step = rest[0] if rest else max(1, (high - low) // 50) if whole else (high - low) / 50
+    return low, high, step, rest[1] if len(rest) > 1 else low + int((high - low) / step / 2) * step
+
+
+def _image(png: bytes) -> W.Image:
+    # No tooltip for the description: an Image that has one cannot be shown (ipywidgets 8.1).
+    pixels = int.from_bytes(png[16:20], "big")  # width, from the PNG header
+    return W.Image(value=png, format="png", layout=_wide(min(600, pixels)))
+
+
+def _wide(most: int = 600) -> W.Layout:
+    return W.Layout(width="100%", max_width=f"{most}px")
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else f"{float(value):.4g}"
+
+
+def _paragraph(text: str) -> str:
+    return f"<p style='max-width: 600px'>{html.escape(text)}</p>" if text else ""

@@ -1,0 +1,1 @@
+"""Linear maps that push and pull, and their singular vectors."""

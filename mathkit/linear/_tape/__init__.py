@@ -1,0 +1,1 @@
+"""A recorded tape: a function's operations at one point, each as a linear map."""

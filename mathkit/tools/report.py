@@ -1,0 +1,163 @@
+"""The experiments on one model as a page of pictures and numbers.
+
+    python -m mathkit report --out runs/report/NAME --model google/ddpm-celebahq-256 --image me.jpg
+
+leaves index.html there, with every setting, time and peak of memory. Local bases are kept as
+atlases and finished parts as files: the same command goes on with a report that was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import dataclasses
+import html
+import json
+import shlex
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import torch
+
+from mathkit import data
+from mathkit.draw import style
+from mathkit.draw.table import Table
+from mathkit.tools.experiments import PARTS, Piece
+from mathkit.tools.subject import Settings, Study
+
+SETTINGS, PAGE, LIMIT = "report.json", "index.html", 1_500_000
+
+
+def make(settings: Settings, out: str | Path) -> Path:
+    """Write the report into the folder `out`, or finish it, and give the page's path.
+
+    Raises ValueError for settings other than those the folder was begun with, and, once all that
+    can be made is on the page, for parts that failed (the same command tries them again). Cost: at
+    each time about 10 (k + 1) images and, for each map and sample, one `svd`.
+    """
+    from tqdm.auto import tqdm
+
+    folder = Path(out)
+    study = Study(settings, folder)
+    image = None if settings.image is None else data.sha256(settings.image)
+    noted = {"weights": study.p.revision, "image SHA-256": image}
+    noted |= {"ran on": study.p.device.type, "torch": torch.__version__}
+    _begin(folder, dataclasses.asdict(settings) | noted)
+    bar, parts = tqdm(PARTS.items(), unit="part"), []
+    for number, (name, part) in enumerate(bar):
+        bar.set_description(name)
+        place = folder / f"part{number:02d}.json"
+        if not place.exists():
+            made = _made(name, part, study)
+            if "failed" not in made:
+                data.store(place, json.dumps(made).encode())
+            parts.append(made)
+        else:
+            parts.append(json.loads(place.read_text("utf-8")))
+    page = folder / PAGE
+    data.store(page, _page(study, parts).encode())
+    failed = [f"{part['name']}: {part['failed']}" for part in parts if "failed" in part]
+    if failed:
+        raise ValueError(f"{page} lacks {len(failed)} of {len(parts)} parts. {'; '.join(failed)}")
+    return page
+
+
+def _made(name: str, part: Callable[[Study], Iterator[Piece]], study: Study) -> dict[str, Any]:
+    """One part with its pieces as HTML; if it fails, those before, and why."""
+    began, pieces, failed = time.perf_counter(), [], {}
+    try:
+        for piece in part(study):
+            pieces.append(_shown(piece))
+    except (ValueError, RuntimeError) as error:
+        failed["failed"] = data.first_line(error)
+        pieces.append(_shown(f"Failed: {failed['failed']}"))
+    plt.close("all")
+    about = " ".join((part.__doc__ or "").split())
+    seconds = round(time.perf_counter() - began, 1)
+    return {"name": name, "about": about, "pieces": pieces, "seconds": seconds} | failed
+
+
+def _begin(folder: Path, settings: dict[str, Any]) -> None:
+    """Note the settings, or compare them with those noted."""
+    path, now = folder / SETTINGS, json.loads(json.dumps(settings))
+    if not path.exists():
+        return data.store(path, (json.dumps(now, indent=1) + "\n").encode())
+    old = json.loads(path.read_text("utf-8"))
+    differ = [f"{k} {old.get(k)!r}, now {v!r}" for k, v in now.items() if old.get(k) != v]
+    if differ:
+        raise ValueError(
+            f"{folder} was begun with other settings: {'; '.join(differ)}. Give the same again to "
+            "finish it, or another folder"
+        )
+
+
+def _shown(piece: Piece) -> str:
+    """One piece as HTML."""
+    if isinstance(piece, str):
+        return f"<p>{html.escape(piece)}</p>"
+    if isinstance(piece, Table):
+        return piece._repr_html_()
+    image = base64.b64encode(style.png(piece, LIMIT)).decode()
+    alt = html.escape(piece.get_title(loc="left") or piece.get_title())
+    plt.close(piece.figure.figure)
+    return f'<img alt="{alt}" src="data:image/png;base64,{image}">'
+
+
+def _page(study: Study, parts: Sequence[dict[str, Any]]) -> str:
+    s = dataclasses.asdict(study.settings)
+    flags = [f"--{k} {shlex.quote(_flag(v))}" for k, v in s.items() if v is not None]
+    command = f"python -m mathkit report --out FOLDER {' '.join(flags)}"
+    names = ("python", "system", "torch", "mathkit", "diffusers", "device", "threads")
+    facts = {"network": repr(study.p)} | {k: v for k, v in data.info().items() if k in names}
+    head = Table(["setting", "value"], [*facts.items(), *s.items()])
+    body = "".join(
+        f"<section><h2>{part['name']}</h2><p class=about>{html.escape(part['about'])}</p>"
+        + "".join(part["pieces"])
+        + f"<p class=time>{part['seconds']:.1f} s</p></section>"
+        for part in parts
+    )
+    title = html.escape(f"Local directions of {study.p.source}")
+    look = (
+        f"body{{background:{style.PAPER};color:{style.INK};font:17px/1.5 'DejaVu Sans',sans-serif;"
+        "max-width:1000px;margin:2em auto;padding:0 1em}img{display:block;max-width:100%;"
+        "margin:1em 0}table{border-collapse:collapse;margin:1em 0}td,th{padding:.2em .8em;"
+        f"border-bottom:1px solid {style.FAINT};text-align:left;vertical-align:top}}"
+        f".about,.time{{color:{style.GREY}}}pre{{white-space:pre-wrap}}"
+    )
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
+        f'<meta name="viewport" content="width=device-width"><style>{look}</style>'
+        f"<h1>{title}</h1>{body}<section><h2>Settings</h2>{head._repr_html_()}"
+        f"<p>To repeat it:</p><pre>{html.escape(command)}</pre></section></html>"
+    )
+
+
+def _flag(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line of `python -m mathkit report`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mathkit report", description=__doc__, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--out", required=True, help="folder of the report")
+
+    def numbers(text: str) -> tuple[float, ...]:
+        return tuple(map(float, text.split(",")))
+
+    def integers(text: str) -> tuple[int, ...]:
+        return tuple(map(int, text.split(",")))
+
+    kinds: dict[str, Callable[[str], Any]] = {"region": numbers, "times": integers}
+    for field in dataclasses.fields(Settings):
+        default: Any = field.default
+        kind = kinds.get(field.name, str if default is None else type(default))
+        shown = "none" if default is None else _flag(default)
+        parser.add_argument(f"--{field.name}", type=kind, default=default, help=f"default {shown}")
+    given = vars(parser.parse_args(argv))
+    print(make(Settings(**{k: v for k, v in given.items() if k != "out"}), given["out"]))
