@@ -26,7 +26,7 @@ from mathkit.chapters.treatment import (
     rest_svd,
     towards,
 )
-from mathkit.diffusion.edits import guide, h_step, inject, move, normalise, shoot
+from mathkit.diffusion.edits import geodesic, guide, h_step, inject, move, normalise
 from mathkit.diffusion.encoder import encoder
 from mathkit.diffusion.model import Model
 from mathkit.diffusion.sampling import invert, posterior_mean
@@ -251,7 +251,7 @@ def _moved(p: Model, case: Cases, row: Row, v: Tensor, strength: float) -> Tenso
     if row.edit == "guide":
         return guide(p, case.xt, case.t, v, strength, GUIDED_STEPS)[-1]
     if row.edit == "shoot":
-        return shoot(_shot_map(p, case, row), case.xt, v, strength, GUIDED_STEPS, k=TRIED)[-1]
+        return geodesic(_shot_map(p, case, row), case.xt, v, strength, GUIDED_STEPS, k=TRIED)[-1]
     if row.edit == "move":
         return _plain_step(p, row, case.xt, case.t, v, strength)
     raise ValueError(f'edit is "move", "guide", "shoot" or "inject", got {row.edit!r}')

@@ -17,7 +17,7 @@ from mathkit.chapters.neurons import (
     silenced,
 )
 from mathkit.chapters.treatment import Cases, judge, record, trajectory
-from mathkit.diffusion.encoder import At, encoder
+from mathkit.diffusion.encoder import Map, encoder
 from mathkit.diffusion.model import Model
 from mathkit.show.puppets import CONTINUOUS, STRANGER
 
@@ -78,7 +78,7 @@ def turned(table: Mapping[str, Any], places: Tensor, i: int) -> dict[str, Tensor
     }
 
 
-def planned_edits(table: Mapping[str, Any], i: int) -> dict[str, Tensor | At]:
+def planned_edits(table: Mapping[str, Any], i: int) -> dict[str, Tensor | Map]:
     """The edits of h that patient i gets, by row name; table: the stored "neurons".
 
     "answers most": the neuron whose activation correlates most with the Stranger; "best by trial":
@@ -103,7 +103,7 @@ def planned_edits(table: Mapping[str, Any], i: int) -> dict[str, Tensor | At]:
 def try_edits(
     p: Model,
     case: Cases,
-    edits: Mapping[str, Tensor | At],
+    edits: Mapping[str, Tensor | Map],
     strengths: Mapping[str, Sequence[float]],
     limit: float,
     unrelated: float,

@@ -1,6 +1,7 @@
 """Models: eps whatever the network predicts, the exact Gaussian denoiser, and bad input."""
 
 import copy
+import functools
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import mathkit as mk
 from mathkit import jacobian
 from mathkit.diffusion.gaussian import GaussianModel
 from mathkit.diffusion.model import Model, linear_schedule
@@ -114,15 +116,71 @@ def test_linear_schedule_is_the_scheduler_s() -> None:
     torch.testing.assert_close(linear_schedule(), abar, rtol=2e-5, atol=0)
 
 
-def test_a_network_is_frozen_and_prepared_once(tiny_unet: Any) -> None:
+def state(net: nn.Module) -> list[Any]:
+    """All that a caller could see change."""
+    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in net.modules()]
+    weights = [(w.data_ptr(), w.stride(), w.requires_grad, w._version) for w in net.parameters()]
+    return [hooks, weights, [m.training for m in net.modules()], [*net.state_dict()]]
+
+
+def test_the_caller_s_network_is_left_as_it_was(tiny_unet: Any) -> None:
     tiny_unet.train().requires_grad_(True)
-    for _ in range(2):
-        p = UNetModel(tiny_unet, linear_schedule())
-    assert not tiny_unet.training and not any(w.requires_grad for w in tiny_unet.parameters())
-    norms = [m for m in tiny_unet.modules() if isinstance(m, nn.GroupNorm)]
-    assert norms and all(len(m._forward_pre_hooks) == 1 for m in norms)
-    eps = p.noise(torch.randn(2, *p.shape), 5)
+    before = state(tiny_unet)
+    p = UNetModel(tiny_unet, linear_schedule())
+    x = torch.randn(2, *p.shape)
+    eps = p.noise(x, 5)
+    mk.svd(mk.jacobian(mk.encoder(p, 5), x[:1]), 1)
+    mk.denoise(p, x, 5, 1, h_edit=mk.inject(lambda h: h, 5, 0, 1.0))
+    assert state(tiny_unet) == before
     assert eps.is_contiguous() and not eps.requires_grad
+    tiny_unet(x, 5).sample.sum().backward()
+    assert all(w.grad is not None for w in tiny_unet.parameters())
+
+
+def test_what_touches_the_network_is_seen(tiny_unet: Any) -> None:
+    before = state(tiny_unet.train().requires_grad_(True))
+    for touch in (
+        lambda: tiny_unet.conv_in.eval(),
+        lambda: tiny_unet.conv_in.weight.requires_grad_(False),
+        lambda: tiny_unet.conv_in.register_forward_hook(lambda *_: None),
+        lambda: tiny_unet.conv_in.weight.detach().mul_(1),
+    ):
+        touch()
+        assert state(tiny_unet) != before
+        before = state(tiny_unet)
+
+
+def test_the_weights_are_shared_and_train_mode_does_not_come_along(tiny_unet: Any) -> None:
+    for module in tiny_unet.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.5
+    p, x = UNetModel(tiny_unet.train(), linear_schedule()), torch.randn(1, 3, 16, 16)
+    eps = p.noise(x, 5)
+    p.unet.train()
+    assert torch.equal(p.noise(x, 5), eps)
+    with torch.no_grad():
+        tiny_unet.conv_out.bias += 1
+    torch.testing.assert_close(p.noise(x, 5), eps + 1)
+
+
+COMPILED = functools.partial(torch.compile, backend="eager")
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, COMPILED])
+def test_a_wrapped_network_is_the_one_inside(tiny_unet: Any, wrap: Any) -> None:
+    plain, x = UNetModel(tiny_unet, linear_schedule()), torch.randn(1, 3, 16, 16)
+    p = UNetModel(wrap(tiny_unet), linear_schedule())
+    assert torch.equal(mk.encoder(p, 5)(x), mk.encoder(plain, 5)(x))
+
+
+def test_an_edit_of_h_reaches_a_network_compiled_before(tiny_unet: Any) -> None:
+    p, x = UNetModel(tiny_unet, linear_schedule()), torch.randn(1, 3, 16, 16)
+    edit = mk.inject(lambda h: h, 900, 0, 2.0)
+    wanted, h = mk.denoise(p, x, 900, 2, h_edit=edit), mk.encoder(p, 900)(x)
+    p.unet = COMPILED(p.unet)
+    p.noise(x, 900)  # compiled without a hook
+    torch.testing.assert_close(mk.denoise(p, x, 900, 2, h_edit=edit), wanted)
+    torch.testing.assert_close(mk.encoder(p, 900)(x), h)
 
 
 def test_preparing_changes_no_value(tiny_unet: Any) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mathkit.chapters.treatment import Cases, finish, trajectory
 from mathkit.diffusion.edits import inject
-from mathkit.diffusion.encoder import At, encoder
+from mathkit.diffusion.encoder import Map, encoder
 from mathkit.diffusion.model import Model
 from mathkit.linear.subspaces import project_out
 from mathkit.show.puppets import STRANGER
@@ -49,10 +49,10 @@ def correlations(H: Tensor, Y: Tensor) -> Tensor:
     return (h.T @ y).to(H)
 
 
-def silenced(channel: int) -> At:
+def silenced(channel: int) -> Map:
     """The change dh(h) that takes one channel out: -h there, 0 elsewhere; for `mk.inject`.
 
-    At strength s the channel is scaled by 1 - s: 1 switches it off, more turns it round. Raises
+    Map strength s the channel is scaled by 1 - s: 1 switches it off, more turns it round. Raises
     ValueError (when used) for a channel that h does not have.
     """
 
@@ -90,7 +90,7 @@ def apart(v: Tensor, others: Tensor) -> Tensor:
     return project_out(v[None], torch.linalg.qr(others.T).Q.T)[0]
 
 
-def edited(p: Model, cases: Cases, dh: Tensor | At, strength: float) -> Tensor:
+def edited(p: Model, cases: Cases, dh: Tensor | Map, strength: float) -> Tensor:
     """The images that x_t leads to with h + strength dh for h at every step, clipped to [-1, 1].
 
     A tensor dh is (channels, h, w), or (channels, 1, 1), the same at every place. Cost: 2 B steps

@@ -18,7 +18,15 @@ from torch.nn import functional as F
 
 from mathkit.diffusion.encoder import encoder
 from mathkit.diffusion.model import Model
-from mathkit.diffusion.sampling import Callback, denoise, posterior_mean, sample, timesteps
+from mathkit.diffusion.sampling import (
+    denoise,
+    finished,
+    posterior_mean,
+    reached,
+    start,
+    timesteps,
+    walk,
+)
 from mathkit.linear.arrays import mask
 from mathkit.linear.jacobian import jacobian
 from mathkit.linear.map import LinearMap
@@ -93,33 +101,13 @@ def trajectory(p: Model, seed: int, index: Sequence[int], t: int) -> Tensor:
     Raises ValueError where t is no time of the sampling grid.
     """
     grid(p, t)
-    index = list(index)
-    return _until(t, lambda keep: sample(p, seed=seed, index=index, steps=SAMPLING, callback=keep))
+    top = len(p.alphas_cumprod) - 1
+    return reached(walk(p, start(p, seed, list(index)), grid(p, top)), t)
 
 
 def descend(p: Model, x: Tensor, t: int, to: int) -> Tensor:
     """x at the grid time t denoised as far as the grid time `to` < t, (B, *shape)."""
-    return _until(to, lambda keep: denoise(p, x, t, times=grid(p, t), callback=keep))
-
-
-class _Reached(Exception):
-    pass
-
-
-def _until(t: int, run: Callable[[Callback], object]) -> Tensor:
-    """The state at t of a way down that takes a callback; nothing is computed beyond it."""
-    kept: list[Tensor] = []
-
-    def keep(_: int, then: int, x: Tensor) -> None:
-        if then == t:
-            kept.append(x.clone())
-            raise _Reached
-
-    try:
-        run(keep)
-    except _Reached:
-        return kept[0]
-    raise ValueError(f"nothing is denoised on a way that does not come by t = {t}")
+    return reached(walk(p, x, grid(p, t)), to)
 
 
 def admit(p: Model, seed: int, index: Sequence[int], t: int, steps: int | None = None) -> Cases:
@@ -159,9 +147,8 @@ def at(p: Model, cases: Cases, t: int) -> Cases:
 def finish(p: Model, x: Tensor, t: int, steps: int | None = None, **how: Any) -> Tensor:
     """The image that x at t leads to, clipped to [-1, 1]; steps as in `admit`, `how` as in
     `mk.denoise`."""
-    if steps is None:
-        return denoise(p, x, t, times=grid(p, t), **how).clamp(-1, 1)
-    return denoise(p, x, t, steps, **how).clamp(-1, 1)
+    own = {"times": grid(p, t)} if steps is None else {}
+    return finished(p, x, t, steps, **own, **how)
 
 
 def read_stranger(images: Tensor) -> Tensor:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import math
-import operator
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from mathkit.diffusion.encoder import At, at_bottleneck, encoder, watch
+from mathkit.arguments import integer, number, tensor
+from mathkit.diffusion.encoder import Map, bottleneck, encoder, replacing
+from mathkit.diffusion.model import Model, check_model
 from mathkit.linear.jacobian import jacobian
 from mathkit.linear.subspaces import LIFTS, carry
 from mathkit.linear.svd import svd
 
+PARALLEL = 1e-3  # a unit v with less than this across x_t leads nowhere on the sphere
 
-def move(p: Any, xt: Tensor, t: int, v: Tensor, strength: float, steps: int) -> Tensor:
+
+def move(p: Model, xt: Tensor, t: int, v: Tensor, strength: float, steps: int) -> Tensor:
     """Move x_t along v with its norm kept: (steps + 1, B, *in).
 
     Every x <- |x_t| normalise(x + d v) lies on the great circle through x_t and v, so the moves
@@ -26,30 +28,39 @@ def move(p: Any, xt: Tensor, t: int, v: Tensor, strength: float, steps: int) -> 
     signed length reached, in units of |x_t|. Cost: no network call. Raises ValueError for v = 0 or
     parallel to x_t, |strength| > 2 (the other side of the sphere), steps < 1.
     """
-    v, size = _direction(p, xt, t, v), _norm(xt)
+    _check(p, xt, t)
+    return great_circle(xt, v, strength, steps)
+
+
+def great_circle(xt: Tensor, v: Tensor, strength: float, steps: int) -> Tensor:
+    """`move` without a model: the points x of the great circle through x_t and v."""
+    v, size, lengths = _unit(xt, v), _norm(xt), _lengths(strength, steps, 2.0)
+    if not float(size.min()) > 0:
+        raise ValueError("x_t is zero: there is no norm to keep")
     across = v - _dot(v, xt) / size**2 * xt
-    if float(_norm(across).min()) < 1e-3:
+    if float(_norm(across).min()) < PARALLEL:
         raise ValueError("v is parallel to x_t: with the norm kept there is nowhere to move")
     w = across / _norm(across)
-    angles = [2 * math.asin(s / 2) for s in _strengths(strength, steps, 2.0)]
+    angles = [2 * math.asin(s / 2) for s in lengths]
     return torch.stack([(math.cos(a) * xt + math.sin(a) * size * w).to(xt) for a in angles])
 
 
-def guide(p: Any, xt: Tensor, t: int, v: Tensor, strength: float, steps: int) -> Tensor:
+def guide(p: Model, xt: Tensor, t: int, v: Tensor, strength: float, steps: int) -> Tensor:
     """x-space guidance (2307.12868): x <- x + gamma [eps(x + v, t) - eps(x, t)], v of length 1.
 
     To first order this moves along J_eps v, which damps or reverses what the model takes for
     image, so gamma says little. Here gamma is chosen at each step, and for each item, so that
     |x - x_t| = |strength| |x_t| i / steps at [i], and its sign once so that the first step goes to
-    +v for strength > 0: sign(gamma) = sign(strength kappa), kappa = <v, J_eps v> (see `kappa`:
+    +v for strength > 0: sign(gamma) = sign(strength kappa), kappa = <v, J_eps v> (see `response`:
     where it is negative the published rule, gamma > 0, goes the other way). The norm is free.
     Gives (steps + 1, B, *in). Cost: 2 B steps network calls. Raises ValueError where eps does not
     change along v, or for a bad x_t, t, v, strength or steps.
     """
-    v, size = _direction(p, xt, t, v), _norm(xt)
+    _check(p, xt, t)
+    v, size, lengths = _unit(xt, v), _norm(xt), _lengths(strength, steps)
     path, e, way = [xt], torch.zeros_like(xt), None
-    for s in _strengths(strength, steps, math.inf)[1:]:
-        d = _response(p, (xt + e).to(xt), t, v)
+    for s in lengths[1:]:
+        d = _change(p, (xt + e).to(xt), t, v)
         way = _sign(_dot(d, v)) * math.copysign(1.0, strength) if way is None else way
         e = _to_sphere(e, way * d / _norm(d), abs(s) * size)
         path.append((xt + e).to(xt))
@@ -57,7 +68,15 @@ def guide(p: Any, xt: Tensor, t: int, v: Tensor, strength: float, steps: int) ->
 
 
 def shoot(
-    f: At, xt: Tensor, v: Tensor, strength: float, steps: int, k: int, lift: str = "isometry"
+    p: Model,
+    xt: Tensor,
+    t: int,
+    v: Tensor,
+    strength: float,
+    steps: int,
+    k: int,
+    lift: str = "isometry",
+    f: Map | None = None,
 ) -> Tensor:
     """Geodesic shooting with re-projection (2302.12469): x <- x + c v, v carried on each time.
 
@@ -65,21 +84,31 @@ def shoot(
     singular vectors of f and lifted back by `transport`'s rule: lift "isometry" as published, or
     "pinv", which follows the geodesic of the pulled-back metric (the lift of a straight line in
     h). c is such that |x - x_t| = |strength| |x_t| i / steps at [i]; the norm is free. v starts as
-    it is given, with u = J v / |J v|. Gives (steps + 1, B, *in). Cost for each item and step after
-    the first: one `svd` of rank k. Raises ValueError for another lift, v = 0 or of other shape,
-    steps < 1, or where nothing of u is left.
+    it is given, with u = J v / |J v|. f: the map, default `mk.encoder(p, t)`. Gives
+    (steps + 1, B, *in). Cost for each item and step after the first: one `svd` of rank k. Raises
+    ValueError for another lift, v = 0 or of other shape, k < 1, steps < 1, or where nothing of u
+    is left.
     """
+    _check(p, xt, t)
+    return geodesic(encoder(p, t) if f is None else f, xt, v, strength, steps, k, lift)
+
+
+def geodesic(
+    f: Map, xt: Tensor, v: Tensor, strength: float, steps: int, k: int, lift: str = "isometry"
+) -> Tensor:
+    """`shoot` without a model: through the pulled-back metric of any map f."""
     if lift not in LIFTS:
         raise ValueError(f"lift is {' or '.join(LIFTS)}, got {lift!r}")
+    k, lengths = integer(k, "k", 1), _lengths(strength, steps)
     v = _unit(xt, v) * math.copysign(1.0, strength)
     paths = [
-        _shot(f, x[None], w[None], _strengths(abs(strength), steps, math.inf), k, lift)
+        _shot(f, x[None], w[None], [abs(s) for s in lengths], k, lift)
         for x, w in zip(xt, v, strict=True)
     ]
     return torch.cat(paths, 1)
 
 
-def _shot(f: At, xt: Tensor, v: Tensor, lengths: list[float], k: int, lift: str) -> Tensor:
+def _shot(f: Map, xt: Tensor, v: Tensor, lengths: Sequence[float], k: int, lift: str) -> Tensor:
     size, e = _norm(xt), torch.zeros_like(xt)
     u = jacobian(f, xt).push(v)
     path = [xt]
@@ -93,7 +122,7 @@ def _shot(f: At, xt: Tensor, v: Tensor, lengths: list[float], k: int, lift: str)
 
 
 def normalise(
-    p: Any, y: Tensor, t: int, like: Tensor, kappa: float = 0.99, channels: bool = False
+    p: Model, y: Tensor, t: int, like: Tensor, kappa: float = 0.99, channels: bool = False
 ) -> Tensor:
     """The artifact normalisation of 2302.12469 (eq. 4) of edited y (..., *in) at t: the same shape.
 
@@ -102,15 +131,16 @@ def normalise(
     *in); y' = like + sqrt(abar) (E' - E) / (1 - kappa sqrt(1 - abar)), which solves E(y') = E' to
     first order where the derivative of eps is kappa times the identity. It is not: the published
     kappa = .99 inflates the step where abar is small. Cost: one network call an item. Raises
-    ValueError on other shapes, kappa outside [0, 1], or a flat posterior mean.
+    ValueError on other shapes, NaN, kappa outside [0, 1], or a flat posterior mean.
     """
-    p.check(like, "like")
-    if y.shape[y.ndim - like.ndim + 1 :] != like.shape[1:] or y[..., 0, 0, 0].numel() % len(like):
-        raise ValueError(f"y is (..., {', '.join(map(str, like.shape))}), got {tuple(y.shape)}")
-    if not 0 <= kappa <= 1:
-        raise ValueError(f"kappa is in [0, 1], got {kappa}")
+    _check(p, like, t, "like")
+    shape = f"(..., {', '.join(map(str, like.shape))})"
+    same = tensor(y, "y", shape).shape[y.ndim - like.ndim + 1 :] == like.shape[1:]
+    if not same or y[..., 0, 0, 0].numel() % len(like):
+        raise ValueError(f"y is {shape}, got {tuple(y.shape)}")
+    kappa = number(kappa, "kappa", 0, 1)
     abar = float(p.alphas_cumprod[p.time(t)])
-    flat = y.reshape(-1, *like.shape[1:])
+    flat = p.check(y.reshape(-1, *like.shape[1:]), "y")
     with torch.no_grad():
         old = p.chunked(like, lambda part, _: p.clean(part, t))
         new = p.chunked(flat, lambda part, _: p.clean(part, t))
@@ -124,17 +154,18 @@ def normalise(
     return (like.repeat(len(flat) // len(like), 1, 1, 1) + step).reshape(y.shape)
 
 
-def kappa(p: Any, xt: Tensor, t: int, v: Tensor) -> Tensor:
+def response(p: Model, xt: Tensor, t: int, v: Tensor) -> Tensor:
     """<v, eps(x_t + v, t) - eps(x_t, t)> for v of length 1, near <v, J_eps v>: (B,).
 
     1 where the model takes v for noise, below where it takes it for image, negative where it
     pushes away from between two modes. Cost: 2 B network calls. Raises as `guide` does.
     """
-    v = _direction(p, xt, t, v)
-    return _dot(_response(p, xt, t, v), v).flatten()
+    _check(p, xt, t)
+    v = _unit(xt, v)
+    return _dot(_change(p, xt, t, v), v).flatten()
 
 
-def _response(p: Any, x: Tensor, t: int, v: Tensor) -> Tensor:
+def _change(p: Model, x: Tensor, t: int, v: Tensor) -> Tensor:
     d = p.chunked(x, lambda part, rows: p.noise(part + v[rows], t) - p.noise(part, t))
     if not float(_norm(d).min()) > 0:
         raise ValueError("eps does not change along v: guidance has no direction to go")
@@ -151,7 +182,7 @@ def _to_sphere(e: Tensor, d: Tensor, radius: Tensor) -> Tensor:
 class Injection:
     """An edit of h while denoising, made by `inject`; `mk.denoise(..., h_edit=)` takes it."""
 
-    dh: Tensor | At
+    dh: Tensor | Map
     t_from: int
     t_to: int
     strength: float
@@ -159,10 +190,9 @@ class Injection:
     def active(self, t: int) -> bool:
         return self.t_to <= t <= self.t_from
 
-    def __call__(self, p: Any, x: Tensor, t: int) -> Tensor:
+    def __call__(self, p: Model, x: Tensor, t: int) -> Tensor:
         """eps(x_t, t) with h + strength dh for h."""
-        watch(p)
-        dh = self.dh
+        block, dh = bottleneck(p), self.dh
         each = isinstance(dh, Tensor) and dh.ndim == x.ndim
         if each and isinstance(dh, Tensor) and len(dh) != len(x):
             raise ValueError(
@@ -171,13 +201,13 @@ class Injection:
 
         def edited(part: Tensor, rows: slice) -> Tensor:
             step = dh[rows] if each and isinstance(dh, Tensor) else dh
-            with at_bottleneck(lambda h: h + self.strength * _injected_step(step, h)):
+            with replacing(block, lambda h: h + self.strength * _injected_step(step, h)):
                 return p.noise(part, t)
 
         return p.chunked(x, edited)
 
 
-def _injected_step(dh: Tensor | At, h: Tensor) -> Tensor:
+def _injected_step(dh: Tensor | Map, h: Tensor) -> Tensor:
     if not isinstance(dh, Tensor):
         return dh(h)
     if dh.shape not in (h.shape, h.shape[1:]):
@@ -187,7 +217,7 @@ def _injected_step(dh: Tensor | At, h: Tensor) -> Tensor:
     return dh.to(h)
 
 
-def inject(dh: Tensor | At, t_from: int, t_to: int, strength: float) -> Injection:
+def inject(dh: Tensor | Map, t_from: int, t_to: int, strength: float) -> Injection:
     """The edit h <- h + strength dh at every step with t_to <= t <= t_from, for `mk.denoise`.
 
     dh: (*h) or (B, *h), or a function h -> dh (so "scale channel j by 1 - s" is dh = -h at j).
@@ -196,17 +226,15 @@ def inject(dh: Tensor | At, t_from: int, t_to: int, strength: float) -> Injectio
     cancel. Cost: one more network call at each such step. Raises ValueError for NaN, t_from < t_to
     or a dh that is not of h's shape (when used).
     """
-    t_from, t_to = operator.index(t_from), operator.index(t_to)
-    if not 0 <= t_to <= t_from:
+    t_from, t_to = integer(t_from, "t_from"), integer(t_to, "t_to")
+    if t_to > t_from:
         raise ValueError(f"time runs down: expected t_from >= t_to >= 0, got {t_from}, {t_to}")
-    if isinstance(dh, Tensor) and not bool(dh.isfinite().all()):
+    if not callable(dh) and not bool(tensor(dh, "dh", "(*h), or a function of h").isfinite().all()):
         raise ValueError("dh holds NaN or infinity")
-    if not isinstance(dh, Tensor) and not callable(dh):
-        raise ValueError(f"dh is a tensor or a function of h, got {type(dh).__name__}")
-    return Injection(dh, t_from, t_to, _real(strength))
+    return Injection(dh, t_from, t_to, number(strength, "strength"))
 
 
-def h_step(p: Any, xt: Tensor, t: int, v: Tensor) -> Tensor:
+def h_step(p: Model, xt: Tensor, t: int, v: Tensor) -> Tensor:
     """The change of h, as long as h, to which moving x_t along v leads: |h| J v / |J v|.
 
     J is the Jacobian of x_t (1, *in) -> h (1, *h), v (*in) or (1, *in). Cost: one pass and half a
@@ -218,17 +246,16 @@ def h_step(p: Any, xt: Tensor, t: int, v: Tensor) -> Tensor:
         return u / u.norm() * f(xt).norm()
 
 
-def _direction(p: Any, xt: Tensor, t: int, v: Tensor) -> Tensor:
-    """v as (1 or B, *in), of length 1; checks x_t and t too."""
-    p.check(xt), p.time(t)
-    return _unit(xt, v)
+def _check(p: Model, xt: Tensor, t: int, name: str = "x_t") -> None:
+    check_model(p)
+    p.check(xt, name), p.time(t)
 
 
 def _unit(xt: Tensor, v: Tensor) -> Tensor:
     """v as (B, *in), of length 1."""
-    if not isinstance(v, Tensor) or v.shape not in (xt.shape[1:], (1, *xt.shape[1:]), xt.shape):
-        found = tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__
-        raise ValueError(f"v is {tuple(xt.shape[1:])} or {tuple(xt.shape)}, got {found}")
+    shape = f"{tuple(xt.shape[1:])} or {tuple(xt.shape)}"
+    if tensor(v, "v", shape).shape not in (xt.shape[1:], (1, *xt.shape[1:]), xt.shape):
+        raise ValueError(f"v is {shape}, got {tuple(v.shape)}")
     v = v.to(xt).expand_as(xt)
     size = _norm(v)
     if not bool(size.isfinite().all()) or not float(size.min()) > 0:
@@ -236,21 +263,11 @@ def _unit(xt: Tensor, v: Tensor) -> Tensor:
     return (v / size).to(xt)
 
 
-def _strengths(strength: float, steps: int, most: float) -> list[float]:
+def _lengths(strength: float, steps: int, most: float = math.inf) -> list[float]:
     """0 ... strength in `steps` equal parts."""
-    strength, steps = _real(strength), operator.index(steps)
-    if abs(strength) > most or steps < 1:
-        raise ValueError(
-            f"expected |strength| <= {most:g} (in units of |x_t|) and steps >= 1, "
-            f"got {strength} and {steps}"
-        )
+    strength = number(strength, "strength, in units of |x_t|,", -most, most)
+    steps = integer(steps, "steps", 1)
     return [strength * i / steps for i in range(steps + 1)]
-
-
-def _real(strength: float) -> float:
-    if not math.isfinite(strength):
-        raise ValueError(f"strength is a finite number, got {strength}")
-    return float(strength)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
@@ -269,12 +286,12 @@ def _sign(a: Tensor) -> Tensor:
 
 
 def paths_between(
-    f: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, segments: int, k: int
+    f: Map, x: Tensor, y: Tensor, segments: int, k: int
 ) -> tuple[dict[str, Tensor], float]:
     """Three ways from x to y, each (1, *in): name -> (segments + 1, *in), and shooting's miss.
 
-    "lerp": x + a (y - x). "slerp": the great circle, norms interpolated. "shooting": `shoot` with
-    the direction of x whose image points to f(y), as far as the top k allow, over the length
+    "lerp": x + a (y - x). "slerp": the great circle, norms interpolated. "shooting": `geodesic`
+    with the direction of x whose image points to f(y), as far as the top k allow, over the length
     |y - x|; it does not arrive, miss = |end - y| / |y - x|. Cost: `segments` `svd`s of rank k.
     """
     a = torch.linspace(0, 1, segments + 1, dtype=x.dtype).to(x).view(-1, *[1] * (x.ndim - 1))
@@ -288,6 +305,6 @@ def paths_between(
         wanted = f(y) - f(x)
     v = carry(wanted[0], svd(jacobian(f, x), k), "pinv")[0][None]
     far = float((y - x).norm()) / size[0]
-    shot = shoot(f, x, v, far, segments, k)[:, 0]
+    shot = geodesic(f, x, v, far, segments, k)[:, 0]
     miss = float((shot[-1] - y[0]).norm() / (y - x).norm())
     return {"lerp": x + a * (y - x), "slerp": slerp, "shooting": shot}, miss

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from mathkit.diffusion.model import Model, check_model
 from mathkit.diffusion.sampling import posterior_mean
 
-At = Callable[[Tensor], Tensor]
-_act: ContextVar[At | None] = ContextVar("at_bottleneck", default=None)
+Map = Callable[[Tensor], Tensor]
 
 
-class _Reached(Exception):
-    """Carries h out of the network before the decoder runs."""
-
-    def __init__(self, h: Tensor) -> None:
-        self.h = h
-
-
-def encoder(p: Any, t: int, pool: str | None = None) -> Callable[[Tensor], Tensor]:
+def encoder(p: Model, t: int, pool: str | None = None) -> Map:
     """The map f: x_t -> h, the output of the U-Net's middle block: (B, *in) -> (B, *h).
 
     pool: None, or "sum" over the places, h -> (B, channels) (2302.12469, which so keeps J small;
@@ -31,57 +26,74 @@ def encoder(p: Any, t: int, pool: str | None = None) -> Callable[[Tensor], Tenso
     Cost: B half network calls. Raises ValueError for a model with no bottleneck, t outside
     0 ... T-1 or another pool.
     """
-    watch(p)
-    t = p.time(t)
+    block, t = bottleneck(p), p.time(t)
     if pool not in (None, "sum"):
         raise ValueError(f'pool is None or "sum", got {pool!r}')
 
     def f(x: Tensor) -> Tensor:
-        h = _bottleneck(p, x, t)
+        with ending_at(block) as reached:
+            p.noise(x, t)
+        h = reached[0].to(x.dtype).contiguous()
         return h if pool is None else h.sum((-2, -1))
 
     return f
 
 
-def _bottleneck(p: Any, x: Tensor, t: int) -> Tensor:
-    try:
-        with at_bottleneck(_leave):
-            p.noise(x, t)
-    except _Reached as reached:
-        return reached.h.to(x.dtype).contiguous()
-    raise RuntimeError("the network ran without passing its middle block")
-
-
-def _leave(h: Tensor) -> Tensor:
-    raise _Reached(h)
+def bottleneck(p: Model) -> nn.Module:
+    """The middle block, whose output is h. Raises ValueError for a model that has none."""
+    check_model(p)
+    block = getattr(p.unet, "mid_block", None)
+    if not isinstance(block, nn.Module):
+        raise ValueError(f"{type(p).__name__} has no bottleneck: h needs a U-Net with a mid_block")
+    return block
 
 
 @contextmanager
-def at_bottleneck(act: At) -> Iterator[None]:
-    """Within it, every network that has been watched puts `act(h)` in the place of its h."""
-    token = _act.set(act)
+def replacing(block: nn.Module, change: Map) -> Iterator[None]:
+    """Within it, in this thread, `block` gives change(h) in the place of its output h."""
+    here = threading.get_ident()
+
+    def hook(module: nn.Module, args: Any, h: Tensor) -> Tensor | None:
+        return change(h) if threading.get_ident() == here else None
+
+    handle = block.register_forward_hook(hook)
     try:
-        yield
+        with _uncompiled():
+            yield
     finally:
-        _act.reset(token)
+        handle.remove()
 
 
-def watch(p: Any) -> None:
-    """Hook the middle block once; the hook does nothing outside `at_bottleneck`."""
-    middle = getattr(p.unet, "mid_block", None)
-    if middle is None:
-        raise ValueError(f"{type(p).__name__} has no bottleneck: h needs a U-Net with a mid_block")
-    if _hook not in middle._forward_hooks.values():
-        middle.register_forward_hook(_hook)
+def _uncompiled() -> AbstractContextManager[Any]:
+    """A network that was compiled before the hook was there would not see it."""
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
 
 
-def _hook(module: nn.Module, args: Any, h: Tensor) -> Tensor | None:
-    act = _act.get()
-    return None if act is None else act(h)
+@contextmanager
+def ending_at(block: nn.Module) -> Iterator[list[Tensor]]:
+    """Within it a network's call ends when `block` has run, whose output is the list's one item."""
+    reached: list[Tensor] = []
+
+    def leave(h: Tensor) -> Tensor:
+        reached.append(h)
+        raise _Reached
+
+    try:
+        with replacing(block, leave):
+            yield reached
+    except _Reached:
+        return
+    raise RuntimeError("the network ran without passing its middle block")
+
+
+class _Reached(Exception):
+    """The rest of the network need not run."""
 
 
 # Name -> the map of x_t at (p, t) whose Jacobian's singular vectors are the directions.
-MAPS: dict[str, Callable[[Any, int], Callable[[Tensor], Tensor]]] = {
+MAPS: dict[str, Callable[[Model, int], Map]] = {
     "h": encoder,
     "pooled": lambda p, t: encoder(p, t, pool="sum"),
     "mean": posterior_mean,

@@ -13,20 +13,31 @@ import torch
 from torch import Tensor, nn
 
 from mathkit import data
-from mathkit.diffusion.hub import BUILT_IN, import_transformers, model_files, read_json
-from mathkit.diffusion.networks import UNetModel
+from mathkit.diffusion.hub import (
+    BUILT_IN,
+    KINDS,
+    PARTS,
+    import_transformers,
+    model_files,
+    read_json,
+)
+from mathkit.diffusion.networks import UNetModel, unwrapped
 from mathkit.diffusion.text import TextModel
 
 HALF = (torch.float16, torch.bfloat16)
+LEFT_OUT = {"safety_checker", "image_encoder"}  # of a pipeline: they have no part in x_t
 
 
 def load_model(
-    name: str | Path,
+    name: str | Path | Any,
     device: str | torch.device = "auto",
     dtype: torch.dtype | None = None,
     revision: str | None = None,
+    *,
+    scheduler: Any = None,
 ) -> UNetModel:
-    """A diffusion model: a built-in name ("alice"), a local diffusers folder or a Hub id.
+    """A diffusion model: a built-in name ("alice"), a local diffusers folder, a Hub id, or one in
+    memory: a diffusers pipeline, or a network with its scheduler.
 
     Pixel models (UNet2DModel, as google/ddpm-celebahq-256) and latent text models (Stable
     Diffusion 1.x and 2.x: `p.prompted` binds a text; needs the package transformers).
@@ -39,9 +50,17 @@ def load_model(
     records the commit.
     Reads the folder of `save_pretrained` and the older layout with everything at the root;
     built-in files are hash-checked, pickles read weights-only, safety checkers left out.
+    What is in memory keeps its device and dtype and is not changed: the model shares its weights.
+    scheduler: of a network in memory, e.g. the DDPMScheduler it was trained with.
     Raises FileNotFoundError for no such model, ValueError for one of another kind or whose files
     differ, OSError (naming the built-in model) without a network, ImportError without transformers.
     """
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ValueError(f"dtype is a floating-point type, as torch.float16, got {dtype!r}")
+    if not isinstance(name, str | Path):
+        return _in_memory(name, scheduler, (device, dtype, revision) == ("auto", None, None))
+    if scheduler is not None:
+        raise ValueError("scheduler belongs to a network in memory: a folder has its own")
     files = model_files(name, revision, dtype in HALF)
     place = _device("cpu" if device == "auto" and files.source.startswith(BUILT_IN) else device)
     dtype = dtype or torch.float32
@@ -55,10 +74,47 @@ def load_model(
     return TextModel(unet, abar, vae, embed, prediction, files.revision, files.source)
 
 
+def _in_memory(thing: Any, scheduler: Any, as_it_is: bool) -> UNetModel:
+    """A model of a diffusers pipeline or network."""
+    parts = dict(getattr(thing, "components", {"unet": thing}))
+    unet = parts.get("unet")
+    kind = type(unwrapped(unet)).__name__ if isinstance(unet, nn.Module) else ""
+    if not isinstance(unet, nn.Module) or kind not in KINDS:
+        raise ValueError(
+            f"expected a name, a folder, or a diffusers pipeline or network of {' or '.join(KINDS)}"
+            f", got {type(thing).__name__}"
+        )
+    if not as_it_is:
+        raise ValueError(
+            "a model in memory keeps its device and dtype, and has no revision: move it first, "
+            "network.to(device, dtype)"
+        )
+    scheduler = parts.get("scheduler") if scheduler is None else scheduler
+    if not hasattr(scheduler, "config"):
+        raise ValueError(
+            "a network alone has no noise levels: give scheduler=, the one it was trained with, "
+            f"e.g. diffusers.DDPMScheduler(), got {type(scheduler).__name__}"
+        )
+    abar, prediction = _schedule(dict(scheduler.config))
+    more = {name for name, part in parts.items() if isinstance(part, nn.Module)} - LEFT_OUT
+    if kind == KINDS[0] and more == {"unet"}:
+        return UNetModel(unet, abar, prediction)
+    if kind == KINDS[1] and more == {"unet", *PARTS}:
+        embed = _embedding(parts["tokenizer"], parts["text_encoder"])
+        return TextModel(unet, abar, parts["vae"], embed, prediction)
+    raise ValueError(
+        f"expected a {KINDS[0]} alone, or a {KINDS[1]} with {' and '.join(PARTS)}, got a pipeline "
+        f"of {', '.join(sorted(more))}"
+    )
+
+
 def _device(device: str | torch.device) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    place = torch.device(device)
+    try:
+        place = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ValueError(f'device is "auto", "cpu", "cuda" or "mps", got {device!r}') from None
     there = {"cpu": True, "cuda": torch.cuda.is_available()}
     if not there.get(place.type, torch.backends.mps.is_available()):
         raise ValueError(f'there is no device {device}: use "auto", or "cpu"')
@@ -76,6 +132,8 @@ def _network(config: dict[str, Any], file: Path, device: torch.device, dtype: to
         network.load_state_dict(state, assign=True)
     except RuntimeError as error:
         raise ValueError(f"{file} does not fit its config.json: {error}") from None
+    if device.type == "cpu":
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network
 
 
@@ -105,9 +163,12 @@ def _text_encoder(
             bars.enable_progress_bar()
     if report["missing_keys"] or report["mismatched_keys"]:
         raise ValueError(f"{file} does not fit its config.json: {report}")
-    encoder = encoder.to(device, dtype).eval().requires_grad_(False)
     tokenizer = clip.CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-    most = min(tokenizer.model_max_length, config.max_position_embeddings)
+    return _embedding(tokenizer, encoder.to(device, dtype).eval().requires_grad_(False))
+
+
+def _embedding(tokenizer: Any, encoder: Any) -> Callable[[str], Tensor]:
+    most = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
 
     def embed(prompt: str) -> Tensor:
         ids = tokenizer(prompt, padding="max_length", max_length=most, return_tensors="pt")
@@ -116,7 +177,7 @@ def _text_encoder(
                 f"a prompt has at most {most - 2} tokens, got {ids.input_ids.shape[1] - 2}: "
                 f"{prompt[:60]!r}"
             )
-        return encoder(ids.input_ids.to(device)).last_hidden_state
+        return encoder(ids.input_ids.to(encoder.device)).last_hidden_state
 
     return embed
 

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from mathkit.arguments import integer, tensor
+from mathkit.linear.chunks import NETWORK, Chunk, fitting
+
 if TYPE_CHECKING:
     from mathkit.diffusion.networks import UNetModel
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
-# Unclipped samples overshoot [-1, 1]; beyond this no image is meant.
-FAR = 5.0
-# Numbers of x that keep a device busy: a larger batch only costs memory.
-BUSY = {"cpu": 2**18, "cuda": 2**23}
 
 
 class Model:
     """A denoiser with its schedule: what every function here takes as `p`.
 
     shape: of one x_t. alphas_cumprod: abar_t, float64 on the CPU, (T,). unet: the network, or None.
-    revision: of the weights. batch: items sent through the network at a time (halves when a GPU
-    runs out of memory). Subclasses give `noise`, or `noise` and `clean`.
+    revision: of the weights. Subclasses give `noise`, or `noise` and `clean`.
     """
 
     unet: Any = None
@@ -35,7 +32,16 @@ class Model:
     ) -> None:
         self.shape, self.device, self.dtype = torch.Size(shape), device, dtype
         self.alphas_cumprod = alphas_cumprod.detach().double().cpu()
-        self.batch = max(1, BUSY.get(device.type, 2**18) // self.shape.numel())
+        self._chunk = Chunk(fitting(self.shape.numel(), device.type, NETWORK))
+
+    @property
+    def batch(self) -> int:
+        """Items sent through the network at a time; halves when a GPU runs out of memory."""
+        return self._chunk.size
+
+    @batch.setter
+    def batch(self, items: int) -> None:
+        self._chunk = Chunk(integer(items, "batch", 1))
 
     def noise(self, x: Tensor, t: int | Tensor) -> Tensor:
         """eps(x_t, t) = E[e | x_t], whatever the network predicts: (B, *shape) -> the same.
@@ -67,20 +73,9 @@ class Model:
         raise ValueError(f"an unconditional model takes no prompt, got {prompt!r}: use it as it is")
 
     def chunked(self, x: Tensor, f: Callable[[Tensor, slice], Tensor]) -> Tensor:
-        """f(x[rows], rows) on at most `batch` items at a time, which halves on a full GPU."""
-        parts: list[Tensor] = []
-        done = 0
-        while done < len(x):
-            rows = slice(done, min(done + self.batch, len(x)))
-            try:
-                parts.append(f(x[rows], rows))
-            except torch.OutOfMemoryError:
-                if self.batch == 1:
-                    raise
-                self.batch = max(1, (rows.stop - done) // 2)
-                continue
-            done = rows.stop
-        return torch.cat(parts)
+        """f(x[rows], rows) on at most `batch` items at a time, as one."""
+        full = torch.OutOfMemoryError
+        return torch.cat([*self._chunk.parts(len(x), lambda rows: f(x[rows], rows), full)])
 
     def scales(self, x: Tensor, t: int | Tensor) -> tuple[Tensor, Tensor]:
         """sqrt(abar_t) and sqrt(1 - abar_t), shaped to multiply x. ValueError for a bad t."""
@@ -103,14 +98,7 @@ class Model:
 
     def time(self, t: Any) -> int:
         """t as an integer in 0 ... T-1, else ValueError."""
-        T = len(self.alphas_cumprod)
-        try:
-            t = operator.index(t)
-        except TypeError:
-            raise ValueError(f"t is an integer in 0 ... {T - 1}, got {t!r}") from None
-        if not 0 <= t < T:
-            raise ValueError(f"t runs from 0 to {T - 1}, got {t}; the clean image is not a step")
-        return t
+        return integer(t, "t", 0, len(self.alphas_cumprod) - 1)
 
     def check(self, x: Tensor, name: str = "x_t", shape: Sequence[int] | None = None) -> Tensor:
         """x, if it is a finite batch (B, *shape) of the right dtype and device; else ValueError.
@@ -118,12 +106,10 @@ class Model:
         shape: of one item, default that of x_t.
         """
         shape = tuple(self.shape if shape is None else shape)
-        if not isinstance(x, Tensor) or x.shape[1:] != shape or not len(x):
-            found = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-            hint = f": one item is {name}[None]" if found == shape else ""
-            raise ValueError(
-                f"{name} is a tensor (B, {', '.join(map(str, shape))}), got {found}{hint}"
-            )
+        words = f"(B, {', '.join(map(str, shape))})"
+        if tensor(x, name, words).shape[1:] != shape or not len(x):
+            hint = f": one item is {name}[None]" if tuple(x.shape) == shape else ""
+            raise ValueError(f"{name} is a tensor {words}, got {tuple(x.shape)}{hint}")
         if x.dtype not in (torch.float32, self.dtype) or x.device.type != self.device.type:
             raise ValueError(
                 f"{name} is {torch.float32} on {self.device}, got {x.dtype} on {x.device}: use "
@@ -134,7 +120,18 @@ class Model:
         return x
 
 
+def check_model(p: Any) -> None:
+    """Raises ValueError, with what to do, for anything but a Model."""
+    if isinstance(p, Model):
+        return
+    cure = 'mk.load_model("alice") loads one'
+    if isinstance(p, torch.nn.Module) or hasattr(p, "unet"):
+        cure = "mk.load_model(network, scheduler=...) or mk.load_model(pipeline) makes one of it"
+    raise ValueError(f"p is a model, got {type(p).__name__}: {cure}")
+
+
 def check_finite(x: Tensor) -> bool:
+    """Is every number of x finite?"""
     try:
         return bool(x.isfinite().all())
     except RuntimeError:  # inside torch.func.vmap no value may be read

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.nn.parameter import Parameter
 
-from mathkit.diffusion.model import FAR, PREDICTIONS, Model
+from mathkit.arguments import pictures
+from mathkit.diffusion.model import PREDICTIONS, Model
 
 
 class UNetModel(Model):
-    """A diffusers UNet2DModel, frozen and in eval mode, as a Model.
+    """A diffusers UNet2DModel as a Model.
 
     prediction: "epsilon", "v_prediction" (sqrt(abar) e - sqrt(1 - abar) x_0) or "sample" (x_0).
-    The network is kept, not copied; it can be differentiated in forward and reverse mode.
-    prompt: the text bound to it; None where it takes none.
+    The network given is left as it is: `unet` shares its weights, has modules of its own, frozen
+    and in eval mode, and can be differentiated in forward and reverse mode. prompt: the text bound
+    to it; None where it takes none.
     """
 
     prompt: str | None = None
@@ -31,6 +34,7 @@ class UNetModel(Model):
     ) -> None:
         if prediction not in PREDICTIONS:
             raise ValueError(f"prediction is one of {', '.join(PREDICTIONS)}, got {prediction!r}")
+        unet = unwrapped(unet)
         parameter = next(unet.parameters())
         super().__init__(
             network_shape(unet.config), alphas_cumprod, parameter.device, parameter.dtype
@@ -39,14 +43,7 @@ class UNetModel(Model):
         self.source = source
 
     def encode(self, images: Tensor) -> Tensor:
-        values = self.check(images, "images", self.image_shape).detach()
-        low, high = float(values.min()), float(values.max())
-        if low < -FAR or high > FAR:
-            raise ValueError(
-                f"images are float32 in [-1, 1], got values from {low:.3g} to {high:.3g}: "
-                "of 0 ... 255 take images / 127.5 - 1"
-            )
-        return images
+        return pictures(self.check(images, "images", self.image_shape))
 
     def _output(self, x: Tensor, t: int | Tensor) -> Tensor:
         return self._call(x, t)
@@ -55,6 +52,8 @@ class UNetModel(Model):
         self.check(x)
         times = self.times(t, len(x)).to(x.device)
         given = tuple(g.expand(len(x), *g.shape[1:]) for g in given)
+        if self.unet.training:  # with dropout eps would be no function of x_t
+            self.unet.eval()
         return self.unet(x.to(self.dtype), times, *given).sample.to(x.dtype).contiguous()
 
     def noise(self, x: Tensor, t: int | Tensor) -> Tensor:
@@ -97,22 +96,25 @@ def network_shape(config: Any) -> tuple[int, int, int]:
     return (channels[0], *((side, side) if isinstance(side, int) else tuple(side)))
 
 
-def prepared(network: nn.Module) -> nn.Module:
-    """The network itself, frozen, in eval mode, and fit for derivatives in forward mode.
-
-    Forward mode needs the input of every GroupNorm contiguous.
-    """
-    network = network.eval().requires_grad_(False)
-    if next(network.parameters()).device.type == "cpu":
-        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    for module in network.modules():
-        if isinstance(module, nn.GroupNorm) and _contiguous not in _hooks(module):
-            module.register_forward_pre_hook(_contiguous)
+def unwrapped(network: nn.Module) -> nn.Module:
+    """The network inside torch.compile's or DataParallel's wrapper."""
+    for name in ("_orig_mod", "module"):
+        network = getattr(network, name, network)
     return network
 
 
-def _hooks(module: nn.Module) -> list[Any]:
-    return list(module._forward_pre_hooks.values())
+def prepared(network: nn.Module) -> nn.Module:
+    """The same weights in modules of their own, frozen, in eval mode, fit for every derivative.
+
+    Nothing is copied but the modules, and nothing of what is given changes.
+    """
+    shared: dict[int, Any] = {id(b): b for b in network.buffers()}
+    shared |= {id(w): Parameter(w.detach(), requires_grad=False) for w in network.parameters()}
+    twin = copy.deepcopy(network, shared).eval()
+    for module in twin.modules():
+        if isinstance(module, nn.GroupNorm):
+            module.register_forward_pre_hook(_contiguous)
+    return twin
 
 
 def _contiguous(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mathkit.diffusion.model import Model
+from mathkit.arguments import integer, number, told
+from mathkit.diffusion.model import Model, check_model
 
 Callback = Callable[[int, int, Tensor], object]
+Step = TypeVar("Step")
 
 
+@runtime_checkable
 class Edit(Protocol):
     """An edit made while denoising (`mk.inject` gives one): where it acts, and the edited eps."""
 
@@ -31,7 +33,8 @@ def timesteps(p: Model, t: int, steps: int) -> list[int]:
     exceeds t + 1 the grid holds every time once. Raises ValueError for t outside 0 ... T-1 or
     steps < 1.
     """
-    grid = torch.linspace(p.time(t), 0, _count(steps, "steps"), dtype=torch.float64)
+    check_model(p)
+    grid = torch.linspace(p.time(t), 0, integer(steps, "steps", 1), dtype=torch.float64)
     return grid.round().long().unique_consecutive().tolist()
 
 
@@ -39,21 +42,21 @@ def ddim_step(
     x: Tensor,
     eps: Tensor,
     abar: float,
-    then: float,
+    abar_next: float,
     eta: float = 0.0,
     z: Tensor | None = None,
     edited: Tensor | None = None,
 ) -> Tensor:
-    """One step from noise level `abar` to `then`, up or down (eq. 12, 16 of DDIM, 2010.02502).
+    """One step from noise level `abar` to `abar_next`, up or down (eq. 12, 16 of 2010.02502, DDIM).
 
-    x_then = sqrt(then) x_0 + sqrt(1 - then - s^2) eps + s z, x_0 = (x - sqrt(1 - abar) eps) /
-    sqrt(abar), s = eta sqrt((1 - then) / (1 - abar) (1 - abar / then)), z standard normal.
-    `edited` replaces eps in x_0 alone (the asymmetric reverse process of Asyrp, 2210.10960).
-    No clipping, which would make the step impossible to invert.
+    x_next = sqrt(abar_next) x_0 + sqrt(1 - abar_next - s^2) eps + s z, x_0 = (x - sqrt(1 - abar)
+    eps) / sqrt(abar), s = eta sqrt((1 - abar_next) / (1 - abar) (1 - abar / abar_next)), z standard
+    normal. `edited` replaces eps in x_0 alone (the asymmetric reverse process of Asyrp,
+    2210.10960). No clipping, which would make the step impossible to invert.
     """
     clean = (x - (1 - abar) ** 0.5 * (eps if edited is None else edited)) / abar**0.5
-    variance = eta**2 * (1 - then) / (1 - abar) * (1 - abar / then) if eta else 0.0
-    y = then**0.5 * clean + max(1 - then - variance, 0.0) ** 0.5 * eps
+    variance = eta**2 * (1 - abar_next) / (1 - abar) * (1 - abar / abar_next) if eta else 0.0
+    y = abar_next**0.5 * clean + max(1 - abar_next - variance, 0.0) ** 0.5 * eps
     return y if z is None else y + variance**0.5 * z
 
 
@@ -74,7 +77,8 @@ def sample(
     that any list of (seed, index) pairs is drawn again. callback(step, t, x) after each step; t is
     the time reached, -1 the clean image. Cost: n * steps network calls.
     """
-    which = list(range(_count(n, "n")) if index is None else index)
+    check_model(p)
+    which = list(range(integer(n, "n", 1))) if index is None else _indices(index)
     if n is not None and n != len(which):
         raise ValueError(f"n = {n}, but index names {len(which)} samples: leave n out")
     top = len(p.alphas_cumprod) - 1
@@ -94,7 +98,7 @@ def denoise(
     p: Model,
     xt: Tensor,
     t: int,
-    steps: int = 25,
+    steps: int | None = None,
     eta: float = 0.0,
     boost_below: int | None = None,
     h_edit: Edit | None = None,
@@ -107,7 +111,7 @@ def denoise(
 ) -> Tensor:
     """DDIM from x_t (B, *shape) down to x_0, on the grid `timesteps(p, t, steps)`.
 
-    times: another grid, from t down, in the place of `steps`.
+    steps: default 25; times: another grid, from t down, in their place.
 
     eta in [0, 1]: the noise added at each step (0 deterministic, 1 as DDPM). boost_below: steps
     that start below this time take eta = 1 (quality boosting of 2210.10960, 2307.12868). The noise
@@ -115,17 +119,52 @@ def denoise(
     callback as in `sample`. Differentiable in xt. Cost: B * steps network calls, twice that where
     h_edit acts. Raises ValueError for a bad x_t, t, steps or eta, and where no step meets h_edit.
     """
-    x, times = p.check(xt), timesteps(p, t, steps) if times is None else _falling(p, t, times)
-    etas = [_eta(eta, s, boost_below) for s in times]
+    check_model(p)
+    if times is not None and steps is not None:
+        raise ValueError(f"give steps or times, got steps = {steps} and times = {list(times)}")
+    steps = 25 if steps is None else steps
+    grid = timesteps(p, t, steps) if times is None else _falling(p, t, times)
+    way = walk(p, xt, grid, eta, boost_below, h_edit, seed=seed, index=index)
+    for i, (then, x) in enumerate(_bar(way, len(grid) + 1, progress)):
+        if i and callback:
+            callback(i - 1, then, x)
+    return p.check(x, "the denoised x_0")
+
+
+def walk(
+    p: Model,
+    xt: Tensor,
+    times: Sequence[int],
+    eta: float = 0.0,
+    boost_below: int | None = None,
+    h_edit: Edit | None = None,
+    *,
+    seed: int | Sequence[int] = 0,
+    index: Iterable[int] | None = None,
+) -> Iterator[tuple[int, Tensor]]:
+    """(t, x_t) on the way down from x_t at times[0]: at each of the times, and (-1, x_0).
+
+    One network call an item takes it from one pair to the next; what is not asked for is not
+    computed. `denoise` says what the other arguments are.
+    """
+    x, etas = p.check(xt), [_eta(eta, t, boost_below) for t in times]
+    if h_edit is not None and not isinstance(h_edit, Edit):
+        raise ValueError(
+            f"h_edit is an edit of h, got {told(h_edit)}: mk.inject(dh, t_from, t_to, strength) "
+            "makes one"
+        )
     if h_edit is not None and not any(map(h_edit.active, times)):
         raise ValueError(f"no step lies where h_edit acts: the grid is {times}; take more steps")
-    draw = _Noise(p, seed, range(len(x)) if index is None else list(index), stream=1)
-    draw.check(len(x))
-    for i, (now, then) in enumerate(_bar([*times, -1], progress)):
-        x = _step(p, x, now, then, etas[i], draw() if etas[i] else None, h_edit)
-        if callback:
-            callback(i, then, x)
-    return p.check(x, "the denoised x_0")
+    noise = _Noise(p, seed, range(len(x)) if index is None else _indices(index), stream=1)
+    if len(noise.index) != len(x):
+        raise ValueError(f"index names {len(noise.index)} items, x_t has {len(x)}")
+    yield times[0], x
+    for (now, then), e in zip(pairwise([*times, -1]), etas, strict=True):
+        eps = p.chunked(x, lambda part, _, t=now: p.noise(part, t))  # type: ignore[misc]
+        edited = h_edit(p, x, now) if h_edit is not None and h_edit.active(now) else None
+        z = noise() if e else None
+        x = ddim_step(x, eps, _abar(p, now), _abar(p, then), e, z, edited)
+        yield then, x
 
 
 def invert(
@@ -147,9 +186,9 @@ def invert(
     Cost: B * steps * (1 + refine) network calls. Raises ValueError where x_0 is no batch of images
     of the model's shape, or is far outside [-1, 1].
     """
-    x, times = p.encode(x0), timesteps(p, t, steps)
-    rounds = 1 + _count(refine, "refine", 0)
-    for i, (now, then) in enumerate(_bar([-1, *reversed(times)], progress)):
+    times = [-1, *reversed(timesteps(p, t, steps))]
+    x, rounds = p.encode(x0), 1 + integer(refine, "refine")
+    for i, (now, then) in enumerate(_bar(pairwise(times), len(times) - 1, progress)):
         at = x
         for _ in range(rounds):
             eps = p.chunked(at, lambda part, rows, t=then: p.noise(part, t))  # type: ignore[misc]
@@ -167,16 +206,9 @@ def posterior_mean(p: Model, t: int) -> Callable[[Tensor], Tensor]:
     Tweedie formula), so its singular vectors are the posterior's principal axes. Cost: B network
     calls. Raises ValueError for t outside 0 ... T-1.
     """
+    check_model(p)
     t = p.time(t)
     return lambda x: p.clean(x, t)
-
-
-def _step(
-    p: Model, x: Tensor, now: int, then: int, eta: float, z: Tensor | None, edit: Edit | None
-) -> Tensor:
-    eps = p.chunked(x, lambda part, rows: p.noise(part, now))
-    edited = edit(p, x, now) if edit is not None and edit.active(now) else None
-    return ddim_step(x, eps, _abar(p, now), _abar(p, then), eta, z, edited)
 
 
 def _falling(p: Model, t: int, times: Sequence[int]) -> list[int]:
@@ -191,29 +223,23 @@ def _abar(p: Model, t: int) -> float:
 
 
 def _eta(eta: float, t: int, boost_below: int | None) -> float:
-    if not 0 <= eta <= 1:
-        raise ValueError(f"eta is in [0, 1], got {eta}")
-    return 1.0 if boost_below is not None and t < boost_below else float(eta)
+    eta = number(eta, "eta", 0, 1)
+    return 1.0 if boost_below is not None and t < integer(boost_below, "boost_below") else eta
 
 
-def _count(n: Any, name: str, least: int = 1) -> int:
-    try:
-        n = operator.index(n)
-    except TypeError:
-        raise ValueError(f"{name} is an integer >= {least}, got {n!r}") from None
-    if n < least:
-        raise ValueError(f"{name} is an integer >= {least}, got {n}")
-    return n
+def _indices(index: Iterable[int]) -> list[int]:
+    if not isinstance(index, Iterable) or not (found := list(index)):
+        raise ValueError(f"index is a list of integers >= 0, at least one, got {told(index)}")
+    return found
 
 
-def _bar(times: list[int], progress: bool) -> Iterable[tuple[int, int]]:
-    """Neighbours in `times`, with a progress bar if asked."""
-    steps = list(pairwise(times))
+def _bar(steps: Iterable[Step], count: int, progress: bool) -> Iterable[Step]:
+    """The steps, with a progress bar if asked."""
     if not progress:
         return steps
     from tqdm.auto import tqdm
 
-    return tqdm(steps, unit="step", leave=False)
+    return tqdm(steps, total=count, unit="step", leave=False)
 
 
 class _Noise:
@@ -230,13 +256,11 @@ class _Noise:
             raise ValueError(f"seed and index are integers >= 0, got {seed} and {list(index)}")
         self.generators = [_generator(int(s), int(i), stream) for s, i in zip(*pairs, strict=True)]
 
-    def check(self, batch: int) -> None:
-        if len(self.index) != batch:
-            raise ValueError(f"index names {len(self.index)} items, x_t has {batch}")
-
     def __call__(self) -> Tensor:
         draws = [torch.randn(self.p.shape, generator=g) for g in self.generators]
-        return torch.stack(draws).to(self.p.device)
+        # At least float32: x_t is held finer than a half-precision network computes.
+        dtype = torch.promote_types(torch.float32, self.p.dtype)
+        return torch.stack(draws).to(self.p.device, dtype)
 
 
 def _generator(*key: int) -> torch.Generator:
@@ -246,6 +270,22 @@ def _generator(*key: int) -> torch.Generator:
 
 def noised(p: Model, x0: Tensor, t: int, seed: int) -> Tensor:
     """x_t = sqrt(abar) x0 + sqrt(1 - abar) e on p's device, e the standard normal of `seed`."""
-    x0, abar = x0.to(p.device), float(p.alphas_cumprod[t])
+    x0, abar = x0.to(p.device), float(p.alphas_cumprod[p.time(t)])
     e = torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed)).to(x0)
     return abar**0.5 * x0 + (1 - abar) ** 0.5 * e
+
+
+def reached(way: Iterable[tuple[int, Tensor]], t: int) -> Tensor:
+    """x_t of a `walk`; nothing is computed beyond it. ValueError where it does not come by t."""
+    for now, x in way:
+        if now == t:
+            return x
+    raise ValueError(f"the way does not come by t = {t}")
+
+
+def finished(p: Model, xt: Tensor, t: int, steps: int | None = None, **how: Any) -> Tensor:
+    """The pictures that x_t leads to: denoised, decoded and clipped to [-1, 1], (B, *image_shape).
+
+    steps and how: as for `denoise`. Cost: that, and of a latent model its decoder.
+    """
+    return p.decode(denoise(p, xt, t, steps, **how)).clamp(-1, 1)

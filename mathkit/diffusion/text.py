@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mathkit.diffusion.model import BUSY
 from mathkit.diffusion.networks import UNetModel, prepared
+from mathkit.linear.chunks import NETWORK, fitting
 
 
 class TextModel(UNetModel):
@@ -43,7 +43,7 @@ class TextModel(UNetModel):
         self.prompt, self.guidance, self.negative = "", 1.0, ""
         self._text = self._against = self._embedded("")
         # An image, not its latent, says what an item costs.
-        self.batch = max(1, BUSY.get(self.device.type, 2**18) // self.image_shape.numel())
+        self.batch = fitting(self.image_shape.numel(), self.device.type, NETWORK)
 
     @property
     def image_shape(self) -> torch.Size:

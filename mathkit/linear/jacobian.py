@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,11 +10,13 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
+from mathkit.arguments import integer
 from mathkit.linear._tape.convolution import coarse as coarse
 from mathkit.linear._tape.convolution import is_coarse as is_coarse
 from mathkit.linear._tape.tape import Tape as Tape
 from mathkit.linear._tape.tape import read
 from mathkit.linear._tape.twice import ConstantConv, Twice
+from mathkit.linear.chunks import GRAPH, TAPE, Chunk, fitting
 from mathkit.linear.map import LinearMap, Pass
 
 
@@ -24,10 +25,10 @@ def jacobian(f: Pass, x: Tensor, chunk: Any = "auto") -> LinearMap:
 
     f: (B, *in) -> (B, *out), batched with independent items; x: (1, *in), real and finite.
     push: v -> J v, how f(x) moves when x moves along v. pull: u -> J^T u, the gradient of <f, u>.
-    f runs once, here, under the caller's autocast. Where each of its operations has a rule, the
-    passes run through these (`mathkit.tape`) and autograd's graph is dropped. Else a pull goes back
-    through the graph; J^T u is linear in u, so a push goes back through the pull (the transpose of
-    the transpose), which spares the primal of forward mode.
+    f runs once, here, under the caller's autocast. Where each of its operations has a rule, these
+    are recorded as a tape, the passes run through it, and autograd's graph is dropped. Else a pull
+    goes back through the graph; J^T u is linear in u, so a push goes back through the pull (the
+    transpose of the transpose), which spares the primal of forward mode.
     Memory: that tape or graph, plus `chunk` directions at a time whatever k is ("auto" picks by
     size; too large for a GPU, it halves and goes on). One pass costs at most about one evaluation
     of f. No pass is rounded by autocast; on a GPU float32 convolutions with constant weights run
@@ -40,20 +41,30 @@ def jacobian(f: Pass, x: Tensor, chunk: Any = "auto") -> LinearMap:
     _check_point(x)
     passes = record(f, x)
     in_shape, out_shape = x.shape[1:], passes.out_shape[1:]
-    busy = Chunk.TAPED if isinstance(passes, Tape) else Chunk.BUSY
     numbers = in_shape.numel() + math.prod(out_shape)
-    size = Chunk(chunk, numbers, x.device.type, busy)
+    fit = fitting(numbers, x.device.type, TAPE if isinstance(passes, Tape) else GRAPH)
+    rows = Chunk(fit if isinstance(chunk, str) and chunk == "auto" else _count(chunk))
     like = torch.empty(0, dtype=x.dtype, device=x.device)
 
     def pull(U: Tensor) -> Tensor:
-        return size.over(passes.pull, U.to(like)[:, None])[:, 0]
+        U = U.to(like)[:, None]
+        # Out of memory, or an operation that cannot be batched: then fewer at once.
+        return _finite(rows.parts(len(U), lambda some: passes.pull(U[some])))[:, 0]
 
     def push(V: Tensor) -> Tensor:
-        return size.over(passes.push, V.to(like)[:, None])[:, 0]
+        V = V.to(like)[:, None]
+        return _finite(rows.parts(len(V), lambda some: passes.push(V[some])))[:, 0]
 
     J = LinearMap(push, pull, in_shape, out_shape, x.dtype, x.device)
-    J.batch = Chunk("auto", numbers, x.device.type, busy).size  # whatever chunk: one answer
+    J.batch = fit  # whatever chunk: one answer
     return J
+
+
+def _count(chunk: Any) -> int:
+    try:
+        return integer(chunk, "chunk", 1)
+    except ValueError:
+        raise ValueError(f'chunk is "auto" or an integer >= 1, got {chunk!r}') from None
 
 
 def _check_point(x: Tensor) -> None:
@@ -136,51 +147,14 @@ def _back(y: Tensor, leaf: Tensor, rows: Tensor) -> Tensor:
     return out if several else out[None]
 
 
-class Chunk:
-    """How many directions go through a map at once; halves when a pass of that size fails."""
-
-    # Numbers of one direction that keep a device busy: beyond them a batch only costs memory.
-    BUSY = {"cpu": 2**15, "cuda": 2**22}
-    TAPED = {"cpu": 2**17, "cuda": 2**22}
-
-    def __init__(
-        self, size: Any, numbers: int, device: str, busy: dict[str, int] | None = None
-    ) -> None:
-        if size == "auto":
-            size = max(1, (busy or self.BUSY).get(device, 2**18) // numbers)
-        self.size = _count(size)
-
-    def over(self, one_pass: Pass, rows: Tensor) -> Tensor:
-        """one_pass on at most `size` rows at a time; raises ValueError on a result not finite."""
-        parts = list(self.parts(one_pass, rows))
-        out = parts[0] if len(parts) == 1 else torch.cat(parts)
-        # A sum tells quickly; only one that overflows needs the longer look.
-        if not out.sum().isfinite() and not out.isfinite().all():
-            raise ValueError(
-                "the derivative is not finite: NaN in the direction, or a square root, norm or "
-                "division at 0 inside f at this point"
-            )
-        return out
-
-    def parts(self, one_pass: Pass, rows: Tensor) -> Iterator[Tensor]:
-        done = 0
-        while done < len(rows):
-            try:
-                part = one_pass(rows[done : done + self.size])
-            except RuntimeError:  # out of memory, or an operation that cannot be batched
-                if self.size == 1:
-                    raise
-                self.size = max(1, min(self.size, len(rows)) // 2)
-                continue
-            done += len(part)
-            yield part
-
-
-def _count(size: Any) -> int:
-    try:
-        count = 0 if isinstance(size, bool) else operator.index(size)
-    except TypeError:
-        count = 0
-    if count < 1:
-        raise ValueError(f'chunk is "auto" or an integer >= 1, got {size!r}')
-    return count
+def _finite(parts: Iterator[Tensor]) -> Tensor:
+    """The parts of a pass as one; raises ValueError on a result not finite."""
+    first, *others = parts
+    out = torch.cat([first, *others]) if others else first
+    # A sum tells quickly; only one that overflows needs the longer look.
+    if not out.sum().isfinite() and not out.isfinite().all():
+        raise ValueError(
+            "the derivative is not finite: NaN in the direction, or a square root, norm or "
+            "division at 0 inside f at this point"
+        )
+    return out

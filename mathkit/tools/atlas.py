@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import math
 import operator
@@ -29,7 +30,7 @@ from mathkit.diffusion.encoder import MAPS
 from mathkit.diffusion.load import load_model
 from mathkit.diffusion.model import Model
 from mathkit.diffusion.networks import UNetModel
-from mathkit.diffusion.sampling import denoise, start, timesteps
+from mathkit.diffusion.sampling import start, timesteps, walk
 from mathkit.diffusion.text import TextModel
 from mathkit.linear.map import Passes
 from mathkit.linear.svd import svd
@@ -320,10 +321,7 @@ def states(p: Model, seed: int, i: int, steps: int, last: int) -> dict[int, Tens
     Each sample alone, as a batch gives other last bits. Cost: a network call each time.
     """
     grid = [t for t in timesteps(p, len(p.alphas_cumprod) - 1, steps) if t >= last]
-    x = start(p, seed, [i])
-    found = {grid[0]: x}
-    denoise(p, x, grid[0], times=grid, callback=lambda _, t, y: found.update({t: y}))
-    return found
+    return dict(itertools.islice(walk(p, start(p, seed, [i]), grid), len(grid)))
 
 
 def _packed(r: SVD, dtype: torch.dtype) -> bytes:

@@ -13,7 +13,7 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from mathkit.diffusion.edits import guide, h_step, inject, kappa, move, normalise, shoot
+from mathkit.diffusion.edits import geodesic, guide, h_step, inject, move, normalise, response
 from mathkit.diffusion.encoder import encoder
 from mathkit.diffusion.sampling import denoise, invert, posterior_mean
 from mathkit.draw import pictures
@@ -113,7 +113,7 @@ def edits(study: Study) -> Iterator[Piece]:
         "random": lambda s: (plain(s, study.random()[0]), {}),
         "guided": lambda s: (guide(p, x, t, v, s, 4)[-1], {}),
         "normalised": lambda s: (normalise(p, plain(s), t, x), {}),
-        "shooting": lambda s: (shoot(f, x, v, s, 4, study.settings.k)[-1], {}),
+        "shooting": lambda s: (geodesic(f, x, v, s, 4, study.settings.k)[-1], {}),
         "boosted": lambda s: (plain(s), {"boost_below": t // 3}),
         "injected": lambda s: (x, {"h_edit": inject(dh, t, 0, s)}),
     }
@@ -134,7 +134,7 @@ def edits(study: Study) -> Iterator[Piece]:
     yield Table(
         ["edit", "strength asked", "|x_t' - x_t| / |x_t|", "mean |change| of the image"], lines
     )
-    found, free = (float(kappa(p, x, t, w)) for w in (v, study.random()))
+    found, free = (float(response(p, x, t, w)) for w in (v, study.random()))
     yield (
         f"kappa = <v, J_eps v>, J_eps the Jacobian of the predicted noise: {found:+.2f} for this "
         f"direction, {free:+.2f} for a random one. "

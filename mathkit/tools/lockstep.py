@@ -15,7 +15,8 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from mathkit.linear.jacobian import Chunk, Tape, coarse, is_coarse, jacobian, record
+from mathkit.linear.chunks import TAPE, Chunk, fitting
+from mathkit.linear.jacobian import Tape, coarse, is_coarse, jacobian, record
 from mathkit.linear.map import LinearMap, Pass, plainly
 
 T = TypeVar("T")
@@ -50,8 +51,7 @@ class Lockstep:
     def __init__(self, tape: Tape, x: Tensor) -> None:
         self.tape, self.like = tape, torch.empty(0, dtype=x.dtype, device=x.device)
         numbers = x.numel() + torch.Size(tape.out_shape).numel()
-        most = Chunk("auto", numbers, x.device.type, Chunk.TAPED).size
-        self.chunk = Chunk(max(2, most), numbers, x.device.type)
+        self.chunk = Chunk(max(2, fitting(numbers, x.device.type, TAPE)))
 
     def run(self, search: Callable[[LinearMap], T]) -> list[T | Exception]:
         places = range(self.tape.in_shape[0])
@@ -88,7 +88,8 @@ class Lockstep:
         for i, some in rows.items():
             changes[: len(some), i] = some
         with plainly(self.like.device), coarse(rounded):
-            parts = [*self.chunk.parts(getattr(self.tape, name), changes)]
+            run = getattr(self.tape, name)
+            parts = [*self.chunk.parts(len(changes), lambda some: run(changes[some]))]
         answer = torch.cat(parts)
         return {i: answer[: len(some), i] for i, some in rows.items()}
 

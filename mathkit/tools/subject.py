@@ -16,7 +16,7 @@ from mathkit.diffusion.edits import move
 from mathkit.diffusion.encoder import MAPS
 from mathkit.diffusion.load import load_model
 from mathkit.diffusion.networks import UNetModel
-from mathkit.diffusion.sampling import denoise, invert, start
+from mathkit.diffusion.sampling import finished, invert, start
 from mathkit.linear.jacobian import jacobian
 from mathkit.linear.svd import svd
 from mathkit.linear.triplets import SVD, any_of_equals
@@ -157,8 +157,7 @@ class Study:
     def finish(self, x: Tensor, t: int, **edit: Any) -> Tensor:
         """The images (B, C, H, W) that x_t (B, *shape) becomes; on the CPU, in [-1, 1]."""
         with torch.no_grad():
-            x0 = denoise(self.p, x, t, self.steps(t), **edit)
-            return self.p.decode(x0).float().clamp(-1, 1).cpu()
+            return finished(self.p, x, t, self.steps(t), **edit).float().cpu()
 
     def steps(self, t: int) -> int:
         """Network calls from t to the picture: settings.steps from T - 1, fewer from nearer."""
