@@ -2,7 +2,8 @@
 
 The house, floor by floor; each imports only from those above it.
 
-data, scores, exercises   the shipped files; intervals and distances; `check` of an answer
+arguments, data, scores, exercises
+            what an argument must be; the shipped files; intervals, distances; `check` of an answer
 linear      LinearMap, Jacobians, the adjoint, power method, Lanczos and svd; subspaces, metrics
 diffusion   models and how they are loaded; sampling; the encoder x_t -> h; edits of x_t and of h
 show        the puppet show: renderer, exact posterior, reader of factors

@@ -25,7 +25,7 @@ ASKED_FOR = "jupyter numpy torch diffusers matplotlib ipywidgets scikit-learn".s
 
 # A module imports only from its own floor and from those above it.
 FLOORS = [
-    "data scores exercises",
+    "arguments data scores exercises",
     "linear",
     "diffusion",
     "show",

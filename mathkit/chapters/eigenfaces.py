@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mathkit.arguments import integer, tensor
 from mathkit.linear.map import LinearMap
 from mathkit.linear.svd import svd
 from mathkit.show import puppets
@@ -37,8 +38,8 @@ def load_faces(
     """
     if name not in SETS:
         raise ValueError(f"a set of faces is one of {', '.join(SETS)}, got {name!r}")
-    if count is not None and count < 2:
-        raise ValueError(f"expected count >= 2 faces, got {count}")
+    if count is not None:
+        count = integer(count, "count", 2)
     if name == "puppets":
         q = puppets.sample_factors(count or 400, seed=9, stranger=0)
         images = torch.cat([puppets.render(part) for part in q.split(200)])
@@ -109,8 +110,11 @@ def centred(images: Tensor) -> LinearMap:
     images (N, *shape), N >= 2 and finite, else ValueError. Its right singular vectors are the
     eigenfaces.
     """
+    tensor(images, "images", "(N, *shape)")
     if images.ndim < 2 or len(images) < 2 or not bool(images.isfinite().all()):
         raise ValueError(f"a set is (N, *shape), N >= 2 and finite, got {tuple(images.shape)}")
+    if not images.is_floating_point():
+        raise ValueError(f"images are floating-point, got {images.dtype}: images.float()")
     rows, shape = (images - images.mean(0)).flatten(1), images.shape[1:]
     return LinearMap(
         lambda V: V.flatten(1).to(rows) @ rows.T,
@@ -130,8 +134,7 @@ def eigenfaces(images: Tensor, k: int, tol: float = 1e-4) -> Eigenfaces:
     """
     A = centred(images)
     n, most = images[0].numel(), len(images) - 1
-    if not 1 <= k <= min(n, most):
-        raise ValueError(f"{len(images)} images have 1 to {min(n, most)} axes, got k = {k}")
+    k = integer(k, f"k, of {len(images)} images,", 1, min(n, most))
     r = svd(A, k, tol=tol)
     mean = images.mean(0)
     total = float((images - mean).double().square().sum() / most)

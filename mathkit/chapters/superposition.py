@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mathkit.arguments import tensor
+
 KINDS = ("relu", "linear", "hidden", "abs")
 SETS = ("correlated", "anticorrelated")
 CACHE = 2**18  # numbers of one batch that a core keeps at hand: larger lots of instances are slower
@@ -37,7 +39,7 @@ class Features:
 
     def __post_init__(self) -> None:
         p = self.density
-        if p.ndim != 2 or not bool(((p > 0) & (p <= 1)).all()):
+        if tensor(p, "density", "(N, n)").ndim != 2 or not bool(((p > 0) & (p <= 1)).all()):
             raise ValueError(
                 f"density is (N, n) in (0, 1], got {tuple(p.shape)}, {p.min():g} to {p.max():g}"
             )

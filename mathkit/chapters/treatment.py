@@ -257,7 +257,7 @@ def dose(strengths: Sequence[float], effects: Sequence[float], target: float) ->
 REST = 12  # directions of the rest that the aftercare may move
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=1)
 def mean_map(p: Model, case: Cases) -> LinearMap:
     """The Jacobian of the posterior mean at the case's x_t."""
     return jacobian(posterior_mean(p, case.t), case.xt)

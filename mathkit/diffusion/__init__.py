@@ -1,1 +1,3 @@
 """Diffusion models: how they are loaded, sampled, inverted, looked into and edited."""
+
+from mathkit.diffusion import gaussian as gaussian

@@ -20,13 +20,31 @@ PARALLEL = 1e-3  # a unit v with less than this across x_t leads nowhere on the 
 
 
 def move(p: Model, xt: Tensor, t: int, v: Tensor, strength: float, steps: int) -> Tensor:
-    """Move x_t along v with its norm kept: (steps + 1, B, *in).
+    """Move x_t along v with its norm kept, by points of the great circle through x_t and v.
 
-    Every x <- |x_t| normalise(x + d v) lies on the great circle through x_t and v, so the moves
-    are written as points of it, x = cos(a) x_t + sin(a) |x_t| w, w the unit part of v orthogonal to
-    x_t, with sizes chosen so that |x - x_t| = |strength| |x_t| i / steps at [i]: strength is the
-    signed length reached, in units of |x_t|. Cost: no network call. Raises ValueError for v = 0 or
-    parallel to x_t, |strength| > 2 (the other side of the sphere), steps < 1.
+    x = cos(a) x_t + sin(a) |x_t| w, w the unit part of v orthogonal to x_t, with
+    |x - x_t| = |strength| |x_t| i / steps at [i]. (Every x <- |x_t| normalise(x + d v) lies there.)
+
+    Args:
+        p: the model.
+        xt: x_t (B, *in).
+        t: its time.
+        v: a direction (*in), or one for each item (B, *in); of any length > 0.
+        strength: the signed length reached, in units of |x_t|; at most 2, the other side of the
+            sphere.
+        steps: of the way, >= 1.
+
+    Returns: the way, (steps + 1, B, *in), x_t first.
+    Raises ValueError for v = 0 or parallel to x_t, and strength or steps outside their ranges.
+    Cost: no network call.
+    Source: the plain edit of 2307.12868, with lengths told.
+
+    >>> p = mk.load_model("alice")
+    >>> xt, v = torch.ones(1, *p.shape), torch.zeros(p.shape)
+    >>> v[0] = 1.0
+    >>> way = mk.move(p, xt, 500, v, 0.1, 2)
+    >>> [round(float((x - xt).norm() / xt.norm()), 3) for x in way]
+    [0.0, 0.05, 0.1]
     """
     _check(p, xt, t)
     return great_circle(xt, v, strength, steps)
@@ -46,15 +64,31 @@ def great_circle(xt: Tensor, v: Tensor, strength: float, steps: int) -> Tensor:
 
 
 def guide(p: Model, xt: Tensor, t: int, v: Tensor, strength: float, steps: int) -> Tensor:
-    """x-space guidance (2307.12868): x <- x + gamma [eps(x + v, t) - eps(x, t)], v of length 1.
+    """x-space guidance: x <- x + gamma [eps(x + v, t) - eps(x, t)], v of length 1.
 
-    To first order this moves along J_eps v, which damps or reverses what the model takes for
-    image, so gamma says little. Here gamma is chosen at each step, and for each item, so that
+    To first order this moves along J_eps v, which damps or reverses what the model takes for image,
+    so gamma says little. Here it is chosen at each step, and for each item, so that
     |x - x_t| = |strength| |x_t| i / steps at [i], and its sign once so that the first step goes to
     +v for strength > 0: sign(gamma) = sign(strength kappa), kappa = <v, J_eps v> (see `response`:
     where it is negative the published rule, gamma > 0, goes the other way). The norm is free.
-    Gives (steps + 1, B, *in). Cost: 2 B steps network calls. Raises ValueError where eps does not
-    change along v, or for a bad x_t, t, v, strength or steps.
+
+    Args:
+        p: the model.
+        xt: x_t (B, *in).
+        t: its time.
+        v: a direction (*in), or one for each item (B, *in); of any length > 0.
+        strength: the signed length reached, in units of |x_t|.
+        steps: of the way, >= 1.
+
+    Returns: the way, (steps + 1, B, *in), x_t first.
+    Raises ValueError where eps does not change along v, or for a bad x_t, t, v, strength or steps.
+    Cost: 2 B steps network calls.
+    Source: 2307.12868.
+
+    >>> p = mk.load_model("alice")
+    >>> xt = mk.diffusion.sampling.start(p, 0, [0])
+    >>> mk.guide(p, xt, 999, xt[0].roll(1), 0.1, 1).shape
+    torch.Size([2, 1, 3, 64, 64])
     """
     _check(p, xt, t)
     v, size, lengths = _unit(xt, v), _norm(xt), _lengths(strength, steps)
@@ -78,16 +112,35 @@ def shoot(
     lift: str = "isometry",
     f: Map | None = None,
 ) -> Tensor:
-    """Geodesic shooting with re-projection (2302.12469): x <- x + c v, v carried on each time.
+    """Geodesic shooting with re-projection: x <- x + c v, v carried on each time.
 
     After every step the direction's image u is projected on the span of the new point's top k left
-    singular vectors of f and lifted back by `transport`'s rule: lift "isometry" as published, or
-    "pinv", which follows the geodesic of the pulled-back metric (the lift of a straight line in
-    h). c is such that |x - x_t| = |strength| |x_t| i / steps at [i]; the norm is free. v starts as
-    it is given, with u = J v / |J v|. f: the map, default `mk.encoder(p, t)`. Gives
-    (steps + 1, B, *in). Cost for each item and step after the first: one `svd` of rank k. Raises
-    ValueError for another lift, v = 0 or of other shape, k < 1, steps < 1, or where nothing of u
-    is left.
+    singular vectors of f and lifted back by `mk.transport`'s rule. c is such that
+    |x - x_t| = |strength| |x_t| i / steps at [i]; the norm is free. v starts as it is given, with
+    u = J v / |J v|.
+
+    Args:
+        p: the model.
+        xt: x_t (B, *in).
+        t: its time.
+        v: a direction (*in), or one for each item (B, *in); of any length > 0.
+        strength: the signed length reached, in units of |x_t|.
+        steps: of the way, >= 1.
+        k: singular vectors of each point.
+        lift: "isometry" as published, or "pinv", which follows the geodesic of the pulled-back
+            metric (the lift of a straight line in h).
+        f: the map, default `mk.encoder(p, t)`.
+
+    Returns: the way, (steps + 1, B, *in), x_t first.
+    Raises ValueError for another lift, v = 0 or of other shape, k < 1, steps < 1, or where nothing
+    of u is left.
+    Cost: for each item and step after the first one `mk.svd` of rank k.
+    Source: 2302.12469.
+
+    >>> p = mk.load_model("alice")
+    >>> xt = mk.diffusion.sampling.start(p, 0, [0])
+    >>> mk.shoot(p, xt, 999, xt[0].roll(1), 0.1, 1, k=3).shape
+    torch.Size([2, 1, 3, 64, 64])
     """
     _check(p, xt, t)
     return geodesic(encoder(p, t) if f is None else f, xt, v, strength, steps, k, lift)
@@ -124,14 +177,31 @@ def _shot(f: Map, xt: Tensor, v: Tensor, lengths: Sequence[float], k: int, lift:
 def normalise(
     p: Model, y: Tensor, t: int, like: Tensor, kappa: float = 0.99, channels: bool = False
 ) -> Tensor:
-    """The artifact normalisation of 2302.12469 (eq. 4) of edited y (..., *in) at t: the same shape.
+    """The artifact normalisation: an edited y that keeps the statistics of the unedited posterior
+    mean.
 
-    E' is the posterior mean of y with the mean and the standard deviation over all pixels (over
-    those of each channel, if `channels`) of E, the posterior mean of `like`, the unedited x_t (B,
-    *in); y' = like + sqrt(abar) (E' - E) / (1 - kappa sqrt(1 - abar)), which solves E(y') = E' to
-    first order where the derivative of eps is kappa times the identity. It is not: the published
-    kappa = .99 inflates the step where abar is small. Cost: one network call an item. Raises
-    ValueError on other shapes, NaN, kappa outside [0, 1], or a flat posterior mean.
+    E' is the posterior mean of y with the mean and the standard deviation, over all pixels, of E,
+    the posterior mean of `like`; y' = like + sqrt(abar) (E' - E) / (1 - kappa sqrt(1 - abar)),
+    which solves E(y') = E' to first order where the derivative of eps is kappa times the identity.
+    It is not: the published kappa = .99 inflates the step where abar is small.
+
+    Args:
+        p: the model.
+        y: edited (..., *in) at t, as the edits give it.
+        t: the time.
+        like: the unedited x_t (B, *in).
+        kappa: in [0, 1].
+        channels: statistics of each channel apart.
+
+    Returns: y', of y's shape.
+    Raises ValueError on other shapes, NaN, kappa outside its range, or a flat posterior mean.
+    Cost: one network call an item.
+    Source: eq. 4 of 2302.12469.
+
+    >>> p = mk.load_model("alice")
+    >>> xt = mk.diffusion.sampling.start(p, 0, [0])
+    >>> mk.normalise(p, mk.move(p, xt, 999, xt[0].roll(1), 0.1, 1), 999, like=xt).shape
+    torch.Size([2, 1, 3, 64, 64])
     """
     _check(p, like, t, "like")
     shape = f"(..., {', '.join(map(str, like.shape))})"
@@ -155,10 +225,23 @@ def normalise(
 
 
 def response(p: Model, xt: Tensor, t: int, v: Tensor) -> Tensor:
-    """<v, eps(x_t + v, t) - eps(x_t, t)> for v of length 1, near <v, J_eps v>: (B,).
+    """<v, eps(x_t + v, t) - eps(x_t, t)> for v of length 1, near <v, J_eps v>.
 
-    1 where the model takes v for noise, below where it takes it for image, negative where it
-    pushes away from between two modes. Cost: 2 B network calls. Raises as `guide` does.
+    Args:
+        p: the model.
+        xt: x_t (B, *in).
+        t: its time.
+        v: a direction, as in `mk.move`.
+
+    Returns: (B,): 1 where the model takes v for noise, below where it takes it for image, negative
+    where it pushes away from between two modes.
+    Raises as `mk.guide` does.
+    Cost: 2 B network calls.
+
+    >>> p = mk.diffusion.gaussian.GaussianModel(torch.zeros(2), torch.zeros(2, 2))  # all is noise
+    >>> r = mk.diffusion.edits.response(p, torch.ones(1, 2), 999, torch.tensor([1.0, 0.0]))
+    >>> round(float(r), 3)
+    1.0
     """
     _check(p, xt, t)
     v = _unit(xt, v)
@@ -220,11 +303,24 @@ def _injected_step(dh: Tensor | Map, h: Tensor) -> Tensor:
 def inject(dh: Tensor | Map, t_from: int, t_to: int, strength: float) -> Injection:
     """The edit h <- h + strength dh at every step with t_to <= t <= t_from, for `mk.denoise`.
 
-    dh: (*h) or (B, *h), or a function h -> dh (so "scale channel j by 1 - s" is dh = -h at j).
-    The reverse process is asymmetric (Asyrp, 2210.10960): the edited network gives the predicted
-    x_0, the unedited one the direction that points back to x_t; edited alike, the two would nearly
-    cancel. Cost: one more network call at each such step. Raises ValueError for NaN, t_from < t_to
-    or a dh that is not of h's shape (when used).
+    The reverse process is asymmetric: the edited network gives the predicted x_0, the unedited one
+    the direction that points back to x_t; edited alike, the two would nearly cancel.
+
+    Args:
+        dh: (*h) or (B, *h), or a function h -> dh (so "scale channel j by 1 - s" is dh = -h at j).
+        t_from: the first time at which it acts, >= t_to.
+        t_to: the last.
+        strength: a number.
+
+    Returns: an `Injection`, for h_edit.
+    Raises ValueError for NaN, t_from < t_to or a dh that is not of h's shape (when used).
+    Cost: one more network call at each such step.
+    Source: Asyrp, 2210.10960.
+
+    >>> p = mk.load_model("alice")
+    >>> off = mk.inject(lambda h: -h, 999, 500, 1.0)  # no h at all, in the first half
+    >>> mk.denoise(p, mk.diffusion.sampling.start(p, 0, [0]), 999, 2, h_edit=off).shape
+    torch.Size([1, 3, 64, 64])
     """
     t_from, t_to = integer(t_from, "t_from"), integer(t_to, "t_to")
     if t_to > t_from:

@@ -18,13 +18,25 @@ Map = Callable[[Tensor], Tensor]
 
 
 def encoder(p: Model, t: int, pool: str | None = None) -> Map:
-    """The map f: x_t -> h, the output of the U-Net's middle block: (B, *in) -> (B, *h).
+    """The map f: x_t -> h, the output of the U-Net's middle block, (B, *in) -> (B, *h).
 
-    pool: None, or "sum" over the places, h -> (B, channels) (2302.12469, which so keeps J small;
-    2307.12868 takes h whole). The decoder never runs. Differentiable in forward and reverse mode;
-    forward mode needs `sdpa_kernel(SDPBackend.MATH)` around it, as in `mk.jacobian`.
-    Cost: B half network calls. Raises ValueError for a model with no bottleneck, t outside
-    0 ... T-1 or another pool.
+    The decoder never runs. Differentiable in forward and reverse mode; forward mode needs
+    `sdpa_kernel(SDPBackend.MATH)` around it.
+
+    Args:
+        p: the model.
+        t: 0 ... T - 1.
+        pool: None, or "sum" over the places, h -> (B, channels) (2302.12469, which so keeps J
+            small; 2307.12868 takes h whole).
+
+    Returns: a function.
+    Raises ValueError for a model with no bottleneck, t outside its range or another pool.
+    Cost: B half network calls each time it is called.
+    Source: h-space, Asyrp 2210.10960.
+
+    >>> p = mk.load_model("alice")
+    >>> mk.encoder(p, 500)(torch.zeros(1, *p.shape)).shape
+    torch.Size([1, 128, 8, 8])
     """
     block, t = bottleneck(p), p.time(t)
     if pool not in (None, "sum"):

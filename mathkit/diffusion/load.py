@@ -36,24 +36,31 @@ def load_model(
     *,
     scheduler: Any = None,
 ) -> UNetModel:
-    """A diffusion model: a built-in name ("alice"), a local diffusers folder, a Hub id, or one in
-    memory: a diffusers pipeline, or a network with its scheduler.
+    """A diffusion model: a built-in one, a local diffusers folder, a Hub repository, or one in
+    memory.
 
-    Pixel models (UNet2DModel, as google/ddpm-celebahq-256) and latent text models (Stable
-    Diffusion 1.x and 2.x: `p.prompted` binds a text; needs the package transformers).
+    Pixel models (UNet2DModel, as google/ddpm-celebahq-256) and latent text models (Stable Diffusion
+    1.x and 2.x: `p.prompted` binds a text; needs the package transformers). Reads the folder of
+    `save_pretrained` and the older layout with everything at the root; built-in files are
+    hash-checked, pickles read weights-only, safety checkers left out. What is in memory keeps its
+    device and dtype and is not changed: the model shares its weights.
 
-    device: "auto" is CUDA where there is one, else the CPU; for a built-in model always the CPU,
-    where the book's pictures and tables are made; "mps" only when asked (it lacks the float64 of
-    some analyses). dtype: of the U-Net, default float32; with a half one the repository's fp16
-    files are taken where there are some, while VAE and text encoder work in float32. revision: of a
-    Hub repository, default a known commit or the newest, which is then printed; `p.revision`
-    records the commit.
-    Reads the folder of `save_pretrained` and the older layout with everything at the root;
-    built-in files are hash-checked, pickles read weights-only, safety checkers left out.
-    What is in memory keeps its device and dtype and is not changed: the model shares its weights.
-    scheduler: of a network in memory, e.g. the DDPMScheduler it was trained with.
+    Args:
+        name: "alice", a folder, a Hub id, a diffusers pipeline, or a network.
+        device: "auto" is CUDA where there is one, else the CPU; for a built-in model always the
+            CPU, where the book's pictures and tables are made; "mps" only when asked (it lacks the
+            float64 of some analyses).
+        dtype: of the U-Net, default float32; with a half one the repository's fp16 files are taken
+            where there are some, while VAE and text encoder work in float32.
+        revision: of a Hub repository, default a known commit or the newest, which is then printed.
+        scheduler: of a network in memory, e.g. the DDPMScheduler it was trained with.
+
+    Returns: a model; `p.revision` records the commit.
     Raises FileNotFoundError for no such model, ValueError for one of another kind or whose files
     differ, OSError (naming the built-in model) without a network, ImportError without transformers.
+
+    >>> mk.load_model("alice").shape
+    torch.Size([3, 64, 64])
     """
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise ValueError(f"dtype is a floating-point type, as torch.float16, got {dtype!r}")

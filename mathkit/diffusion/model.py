@@ -18,10 +18,11 @@ PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
 
 class Model:
-    """A denoiser with its schedule: what every function here takes as `p`.
+    """A denoiser with its noise levels: what every function here takes as `p`.
 
-    shape: of one x_t. alphas_cumprod: abar_t, float64 on the CPU, (T,). unet: the network, or None.
-    revision: of the weights. Subclasses give `noise`, or `noise` and `clean`.
+    x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) e. shape: of one x_t. alphas_cumprod: abar_t, float64
+    on the CPU, (T,). unet: the network, or None. revision: of the weights. Subclasses give `noise`,
+    or `noise` and `clean`.
     """
 
     unet: Any = None
@@ -139,5 +140,18 @@ def check_finite(x: Tensor) -> bool:
 
 
 def linear_schedule(steps: int = 1000, first: float = 1e-4, last: float = 0.02) -> Tensor:
-    """abar_t of a linear beta schedule (DDPM, 2006.11239), float64 (steps,)."""
+    """abar_t of a linear beta schedule: the products of 1 - beta_s for s up to t.
+
+    Args:
+        steps: T.
+        first: beta_0.
+        last: beta_(T - 1).
+
+    Returns: (T,), float64, falling.
+    Cost: no pass.
+    Source: DDPM, 2006.11239.
+
+    >>> mk.diffusion.model.linear_schedule(3, 0.1, 0.3)
+    tensor([0.9000, 0.7200, 0.5040], dtype=torch.float64)
+    """
     return torch.cumprod(1 - torch.linspace(first, last, steps, dtype=torch.float64), 0)

@@ -16,10 +16,18 @@ from mathkit.diffusion.model import PREDICTIONS, Model
 class UNetModel(Model):
     """A diffusers UNet2DModel as a Model.
 
-    prediction: "epsilon", "v_prediction" (sqrt(abar) e - sqrt(1 - abar) x_0) or "sample" (x_0).
     The network given is left as it is: `unet` shares its weights, has modules of its own, frozen
     and in eval mode, and can be differentiated in forward and reverse mode. prompt: the text bound
     to it; None where it takes none.
+
+    Args:
+        unet: the network.
+        alphas_cumprod: abar_t (T,) of the schedule it was trained with.
+        prediction: "epsilon", "v_prediction" (sqrt(abar) e - sqrt(1 - abar) x_0) or "sample" (x_0).
+        revision: of the weights, as it is to be told.
+        source: where they come from, as it is to be told.
+
+    Raises ValueError for a network or a prediction of another kind.
     """
 
     prompt: str | None = None

@@ -30,8 +30,19 @@ def timesteps(p: Model, t: int, steps: int) -> list[int]:
     """The times at which the network is called from t down: round(linspace(t, 0, steps)).
 
     From the last, 0, one step leads to the clean image, so `steps` = network calls. Where steps
-    exceeds t + 1 the grid holds every time once. Raises ValueError for t outside 0 ... T-1 or
-    steps < 1.
+    exceeds t + 1 the grid holds every time once.
+
+    Args:
+        p: the model.
+        t: the first time, 0 ... T - 1.
+        steps: how many, >= 1.
+
+    Returns: integers, falling.
+    Raises ValueError for t or steps outside their ranges.
+    Cost: no pass.
+
+    >>> mk.timesteps(mk.load_model("alice"), 999, 5)
+    [999, 749, 500, 250, 0]
     """
     check_model(p)
     grid = torch.linspace(p.time(t), 0, integer(steps, "steps", 1), dtype=torch.float64)
@@ -47,12 +58,28 @@ def ddim_step(
     z: Tensor | None = None,
     edited: Tensor | None = None,
 ) -> Tensor:
-    """One step from noise level `abar` to `abar_next`, up or down (eq. 12, 16 of 2010.02502, DDIM).
+    """One step from noise level `abar` to `abar_next`, up or down.
 
-    x_next = sqrt(abar_next) x_0 + sqrt(1 - abar_next - s^2) eps + s z, x_0 = (x - sqrt(1 - abar)
-    eps) / sqrt(abar), s = eta sqrt((1 - abar_next) / (1 - abar) (1 - abar / abar_next)), z standard
-    normal. `edited` replaces eps in x_0 alone (the asymmetric reverse process of Asyrp,
-    2210.10960). No clipping, which would make the step impossible to invert.
+    x_next = sqrt(abar_next) x_0 + sqrt(1 - abar_next - s^2) eps + s z, with x_0 = (x - sqrt(1 -
+    abar) eps) / sqrt(abar) and s = eta sqrt((1 - abar_next) / (1 - abar) (1 - abar / abar_next)).
+    No clipping, which would make the step impossible to invert.
+
+    Args:
+        x: (B, *shape), at noise level abar.
+        eps: the noise in it, as the model sees it.
+        abar: in (0, 1].
+        abar_next: in (0, 1].
+        eta: in [0, 1]: 0 deterministic, 1 as DDPM.
+        z: standard normal numbers, where eta > 0.
+        edited: replaces eps in x_0 alone (the asymmetric reverse process of Asyrp, 2210.10960).
+
+    Returns: (B, *shape), at noise level abar_next.
+    Cost: no pass.
+    Source: eq. 12 and 16 of DDIM, 2010.02502.
+
+    >>> x, eps = torch.tensor([[1.0]]), torch.tensor([[1.0]])
+    >>> mk.diffusion.sampling.ddim_step(x, eps, 0.64, 1.0)  # (1 - .6) / .8
+    tensor([[0.5000]])
     """
     clean = (x - (1 - abar) ** 0.5 * (eps if edited is None else edited)) / abar**0.5
     variance = eta**2 * (1 - abar_next) / (1 - abar) * (1 - abar / abar_next) if eta else 0.0
@@ -70,12 +97,28 @@ def sample(
     index: Iterable[int] | None = None,
     progress: bool = False,
 ) -> Tensor:
-    """Draw x_0: DDIM from x_T ~ N(0, I) at t = T-1, (n, *shape) on p.device.
+    """Draw pictures x_0: DDIM from x_T ~ N(0, I) at t = T - 1.
 
-    Sample i depends on (seed, i) alone, whatever n, batch or device (up to rounding). index: which
-    samples, default 0 ... n-1; with it n may be left out, and seed may be one integer each, so
-    that any list of (seed, index) pairs is drawn again. callback(step, t, x) after each step; t is
-    the time reached, -1 the clean image. Cost: n * steps network calls.
+    Sample i depends on (seed, i) alone, whatever n, batch or device (up to rounding).
+
+    Args:
+        p: the model.
+        n: how many; may be left out where `index` is given.
+        seed: an integer >= 0, or one for each of the index.
+        steps: network calls of each.
+        callback: called as callback(step, t, x) after each step; t is the time reached, -1 the
+            clean image.
+        index: which samples, default 0 ... n - 1, so that any list of (seed, index) pairs is drawn
+            again.
+        progress: show a bar.
+
+    Returns: x_0 (n, *shape) on p.device, at least float32; `p.decode` makes images of it.
+    Raises ValueError for what is no model, n, seed, steps or index.
+    Cost: n * steps network calls.
+    Source: DDIM, 2010.02502.
+
+    >>> mk.sample(mk.load_model("alice"), 2, steps=2).shape
+    torch.Size([2, 3, 64, 64])
     """
     check_model(p)
     which = list(range(integer(n, "n", 1))) if index is None else _indices(index)
@@ -109,15 +152,32 @@ def denoise(
     times: Sequence[int] | None = None,
     progress: bool = False,
 ) -> Tensor:
-    """DDIM from x_t (B, *shape) down to x_0, on the grid `timesteps(p, t, steps)`.
+    """DDIM from x_t down to x_0, on the grid `timesteps(p, t, steps)`.
 
-    steps: default 25; times: another grid, from t down, in their place.
+    Args:
+        p: the model.
+        xt: (B, *shape), at time t.
+        t: 0 ... T - 1.
+        steps: network calls of each, default 25.
+        eta: in [0, 1], the noise added at each step: 0 deterministic, 1 as DDPM.
+        boost_below: steps that start below this time take eta = 1 (quality boosting of 2210.10960,
+            2307.12868).
+        h_edit: an edit of h, see `mk.inject`.
+        callback: as in `mk.sample`.
+        seed: of the noise, as in `mk.sample`; the noise of item i depends on (seed, index[i])
+            alone.
+        index: default 0 ... B - 1.
+        times: another grid, from t down, in the place of `steps`.
+        progress: show a bar.
 
-    eta in [0, 1]: the noise added at each step (0 deterministic, 1 as DDPM). boost_below: steps
-    that start below this time take eta = 1 (quality boosting of 2210.10960, 2307.12868). The noise
-    of item i depends on (seed, index[i]) alone, default index 0 ... B-1. h_edit: see `mk.inject`.
-    callback as in `sample`. Differentiable in xt. Cost: B * steps network calls, twice that where
-    h_edit acts. Raises ValueError for a bad x_t, t, steps or eta, and where no step meets h_edit.
+    Returns: x_0 (B, *shape); differentiable in xt.
+    Raises ValueError for a bad x_t, t, steps, times or eta, and where no step meets h_edit.
+    Cost: B * steps network calls, twice that where h_edit acts.
+    Source: DDIM, 2010.02502.
+
+    >>> p = mk.load_model("alice")
+    >>> mk.denoise(p, torch.zeros(1, *p.shape), 999, steps=2).shape
+    torch.Size([1, 3, 64, 64])
     """
     check_model(p)
     if times is not None and steps is not None:
@@ -177,14 +237,30 @@ def invert(
     refine: int = 0,
     progress: bool = False,
 ) -> Tensor:
-    """The x_t that `denoise` takes back to x_0, nearly: its grid walked backwards, (B, *shape).
+    """The x_t that `denoise` takes back to x_0, nearly: its grid walked backwards.
 
-    Each step uses eps(x, then), the noise at the time it leads to (DDIM inversion, 2105.05233), so
-    the error of denoise(invert(x_0)) falls as 1 / steps. refine: rounds that repeat each step with
-    eps read where it arrived, which nears the exact inverse of `denoise`'s step: 25 steps with
-    one round are nearer than 50 without. callback as in `sample`.
-    Cost: B * steps * (1 + refine) network calls. Raises ValueError where x_0 is no batch of images
-    of the model's shape, or is far outside [-1, 1].
+    Each step uses eps(x, t_next), the noise at the time it leads to, so the error of
+    denoise(invert(x_0)) falls as 1 / steps.
+
+    Args:
+        p: the model.
+        x0: images (B, *p.image_shape) in [-1, 1].
+        t: how far up, 0 ... T - 1.
+        steps: of the way.
+        callback: as in `mk.sample`.
+        refine: rounds that repeat each step with eps read where it arrived, which nears the exact
+            inverse of `denoise`'s step: 25 steps with one round are nearer than 50 without.
+        progress: show a bar.
+
+    Returns: x_t (B, *shape).
+    Raises ValueError where x_0 is no batch of images of the model's shape, or is far outside [-1,
+    1]; warns where it seems to be in [0, 1].
+    Cost: B * steps * (1 + refine) network calls.
+    Source: DDIM inversion, 2105.05233.
+
+    >>> p = mk.load_model("alice")
+    >>> mk.invert(p, mk.puppets.render(mk.puppets.sample_factors(1, 0)), 500, steps=2).shape
+    torch.Size([1, 3, 64, 64])
     """
     times = [-1, *reversed(timesteps(p, t, steps))]
     x, rounds = p.encode(x0), 1 + integer(refine, "refine")
@@ -203,8 +279,23 @@ def posterior_mean(p: Model, t: int) -> Callable[[Tensor], Tensor]:
     """The map g: x_t -> E[x_0 | x_t], (B, *shape) -> (B, *shape), differentiable.
 
     Its Jacobian is sqrt(abar) / (1 - abar) Cov[x_0 | x_t] where the model is exact (second-order
-    Tweedie formula), so its singular vectors are the posterior's principal axes. Cost: B network
-    calls. Raises ValueError for t outside 0 ... T-1.
+    Tweedie formula), so its singular vectors are the posterior's principal axes.
+
+    Args:
+        p: the model.
+        t: 0 ... T - 1.
+
+    Returns: a function.
+    Raises ValueError for what is no model, and t outside its range.
+    Cost: B network calls each time it is called.
+    Source: Efron 2011; Manor & Michaeli, 2309.13598.
+
+    >>> cov = torch.diag(torch.tensor([4.0, 1.0]))
+    >>> p = mk.diffusion.gaussian.GaussianModel(torch.zeros(2), cov)
+    >>> A = mk.jacobian(mk.posterior_mean(p, 500), torch.zeros(1, 2))
+    >>> mk.svd(A, 2).V.abs()  # the axes of the covariance
+    tensor([[1., 0.],
+            [0., 1.]])
     """
     check_model(p)
     t = p.time(t)

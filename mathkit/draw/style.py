@@ -25,6 +25,8 @@ from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from mathkit.arguments import tensor
+
 PAPER, INK, GREY, FAINT, ACCENT = "#FBF9F4", "#26262B", "#6F6D66", "#DEDACF", "#D55E00"
 BLUE, GREEN, PURPLE = "#0072B2", "#009E73", "#8C3B6F"
 CYCLE = (BLUE, GREEN, PURPLE, INK)
@@ -141,7 +143,13 @@ def numbers(x: Any) -> np.ndarray:
 
 def pictures(images: Tensor, signed: bool = False, scale: float | None = None) -> np.ndarray:
     """Images (B, C, H, W) as colours (B, H, W, 3) in [0, 1]."""
-    if images.ndim != 4 or images.shape[1] not in (1, 3) or not images.is_floating_point():
+    tensor(images, "pictures", "(B, 1 or 3, H, W)")
+    if (
+        images.ndim != 4
+        or not len(images)
+        or images.shape[1] not in (1, 3)
+        or not images.is_floating_point()
+    ):
         raise ValueError(
             f"pictures are floats (B, 1 or 3, H, W) in [-1, 1]; got {images.dtype}, shape "
             f"{tuple(images.shape)}: x[None] adds the batch axis, p.decode(x) leaves a latent space"

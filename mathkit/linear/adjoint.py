@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mathkit.arguments import integer
 from mathkit.linear.map import LinearMap, check_map, random_rows
 
 
@@ -30,6 +31,7 @@ def check_adjoint(A: LinearMap, k: int = 4, seed: int = 0, tol: float | None = N
     True
     """
     check_map(A)
+    k = integer(k, "k", 1)
     generator = torch.Generator().manual_seed(seed)
     V, W = (_unit(random_rows(A, k, shape, generator)) for shape in (A.in_shape, A.out_shape))
     AV = A.push(V)

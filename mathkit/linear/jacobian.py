@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
-from mathkit.arguments import integer
+from mathkit.arguments import integer, told
 from mathkit.linear._tape.convolution import coarse as coarse
 from mathkit.linear._tape.convolution import is_coarse as is_coarse
 from mathkit.linear._tape.tape import Tape as Tape
@@ -23,21 +23,37 @@ from mathkit.linear.map import LinearMap, Pass
 def jacobian(f: Pass, x: Tensor, chunk: Any = "auto") -> LinearMap:
     """The Jacobian J of f at the point x, as a map that pushes and pulls and is never formed.
 
-    f: (B, *in) -> (B, *out), batched with independent items; x: (1, *in), real and finite.
     push: v -> J v, how f(x) moves when x moves along v. pull: u -> J^T u, the gradient of <f, u>.
     f runs once, here, under the caller's autocast. Where each of its operations has a rule, these
     are recorded as a tape, the passes run through it, and autograd's graph is dropped. Else a pull
     goes back through the graph; J^T u is linear in u, so a push goes back through the pull (the
     transpose of the transpose), which spares the primal of forward mode.
-    Memory: that tape or graph, plus `chunk` directions at a time whatever k is ("auto" picks by
-    size; too large for a GPU, it halves and goes on). One pass costs at most about one evaluation
-    of f. No pass is rounded by autocast; on a GPU float32 convolutions with constant weights run
-    in full, not in TF32, unless inside `coarse()`.
 
-    Results have x's device and dtype. Raises ValueError for a point without its batch axis, an f
-    that is not batched or whose value carries no gradient, a batch norm in training mode, and for
-    values or derivatives that are not finite.
+    Args:
+        f: (B, *in) -> (B, *out), batched with independent items.
+        x: the point, (1, *in), real and finite.
+        chunk: directions that go at once, "auto" by size; too many for a GPU, it halves and goes
+            on.
+
+    Returns: a `LinearMap` in -> out of x's device and dtype.
+    Raises ValueError for a point without its batch axis, an f that is not batched or whose value
+    carries no gradient, a batch norm in training mode, and for values or derivatives that are not
+    finite.
+    Cost: one evaluation of f; then a pass at most about another. Memory: the tape or graph, and
+    `chunk` directions. No pass is rounded by autocast; on a GPU float32 convolutions with constant
+    weights run in full, not in TF32, unless inside `coarse()`.
+    Source: Griewank & Walther 2008, section 3; the push by two pulls after Townsend 2017.
+
+    >>> J = mk.jacobian(lambda x: x**2, torch.tensor([[1.0, 3.0]]))
+    >>> J.dense()
+    tensor([[2., 0.],
+            [0., 6.]])
     """
+    if not callable(f):
+        raise ValueError(
+            f"f is a function of x, got {told(f)}: of a model, mk.encoder(p, t) or "
+            "mk.posterior_mean(p, t)"
+        )
     _check_point(x)
     passes = record(f, x)
     in_shape, out_shape = x.shape[1:], passes.out_shape[1:]

@@ -127,7 +127,15 @@ class LinearMap:
             V = _normal(V.to(device=self.device, dtype=torch.promote_types(V.dtype, own)))
             if not V.isfinite().all():
                 raise ValueError(f"{name}: the direction is not finite, it holds NaN or infinity")
-            W = way.run(V)
+            try:
+                W = way.run(V)
+            except RuntimeError as error:
+                if "dtype" not in str(error):
+                    raise
+                raise ValueError(
+                    f"{name} does not take {V.dtype} rows: give the map the dtype of what its "
+                    f"functions multiply by, mk.LinearMap(..., dtype=...) ({error})"
+                ) from error
             if not isinstance(W, Tensor) or W.is_complex() or W.shape != (len(V), *answer):
                 got = told(W) if isinstance(W, Tensor) else type(W).__name__
                 raise ValueError(f"{name} must answer a real {(len(V), *answer)}, gave {got}")

@@ -6,6 +6,7 @@ import dataclasses
 
 import torch
 
+from mathkit.arguments import integer
 from mathkit.linear.lanczos import SLACK, through
 from mathkit.linear.map import LinearMap, Passes, plainly, random_rows
 from mathkit.linear.triplets import SVD, NotConverged, checked_sizes, finished, orthonormal, warn
@@ -14,9 +15,22 @@ from mathkit.linear.triplets import SVD, NotConverged, checked_sizes, finished, 
 def power_iteration(A: LinearMap, iters: int, seed: int = 0) -> SVD:
     """Top singular triplet by the power method: v <- A^T A v / |A^T A v|, `iters` times.
 
-    The angle shrinks by (s_2 / s_1)^2 a step, s is read as |A v|. U (1, *out_shape), S (1,),
-    V (1, *in_shape). Costs iters + 1 pushes and pulls: the last pair measures the residual, and
-    `converged` says whether it is at most 1e-3 s_1.
+    The angle to the true direction shrinks by (s_2 / s_1)^2 a step; s is read as |A v|.
+
+    Args:
+        A: the map.
+        iters: steps, >= 0.
+        seed: of the random start.
+
+    Returns: an `SVD` of k = 1: U (1, *out_shape), S (1,), V (1, *in_shape); `converged` says
+    whether the residual is at most 1e-3 s_1.
+    Raises ValueError for what is no map, iters or seed.
+    Cost: iters + 1 pushes and pulls; the last pair measures the residual.
+    Source: von Mises & Pollaczek-Geiringer 1929.
+
+    >>> r = mk.power_iteration(mk.matrix([[3.0, 0.0], [0.0, 1.0]]), 20)
+    >>> print(round(float(r.S), 4), r.passes)
+    3.0 Passes(push=21, pull=21)
     """
     r = _iterate(A, 1, iters, 0.0, seed)
     left = float(r.residuals / r.S) if r.S[0] > 0 else 0.0
@@ -31,10 +45,25 @@ def subspace_iteration(
 ) -> SVD:
     """Top k triplets by V <- orth(A^T A V), rotated to singular vectors at each step.
 
-    Stops at max_i |A^T u_i - s_i v_i| <= tol * s_1, blind to signs, U orthonormal; warns when
-    `iters` steps do not reach it. Direction i shrinks its angle by (s_(k+1) / s_i)^2 a step. Costs
-    k pushes and k pulls a step, and one step more to measure. Source: Algorithm 1 of 2303.11073,
-    used by 2307.12868.
+    Stops at max_i |A^T u_i - s_i v_i| <= tol * s_1, blind to signs, U orthonormal. Direction i
+    shrinks its angle by (s_(k+1) / s_i)^2 a step.
+
+    Args:
+        A: the map.
+        k: how many, 1 ... min(m, n).
+        iters: steps at most, >= 0.
+        tol: what the residuals may be, a share of s_1 in [0, 1).
+        seed: of the random start.
+
+    Returns: an `SVD`; `converged` and `problem` say how it ended.
+    Raises ValueError for what is no map, k, iters or tol; warns `NotConverged` where `iters` steps
+    do not reach tol.
+    Cost: k pushes and k pulls a step, and one step more to measure.
+    Source: Algorithm 1 of 2303.11073, used by 2307.12868.
+
+    >>> r = mk.subspace_iteration(mk.matrix(torch.diag(torch.tensor([4.0, 2.0, 1.0]))), 2)
+    >>> [round(s, 3) for s in r.S.tolist()]
+    [4.0, 2.0]
     """
     result = _iterate(A, k, iters, tol, seed)
     left = float(result.residuals.max() / result.S[0]) if result.S[0] > 0 else 0.0
@@ -46,9 +75,8 @@ def subspace_iteration(
 
 
 def _iterate(A: LinearMap, k: int, iters: int, tol: float, seed: int) -> SVD:
-    n, _ = checked_sizes(A, k, tol)
-    if iters < 0:
-        raise ValueError(f"iters counts steps: at least 0, got {iters}")
+    n, _ = checked_sizes(A, k, tol, seed)
+    iters = integer(iters, "iters")
     generator = torch.Generator().manual_seed(seed)
     with plainly(A.device):
         V = orthonormal(random_rows(A, k, (n,), generator))

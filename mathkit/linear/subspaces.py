@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from mathkit.arguments import integer, tensor, told
 
 LIFTS = ("isometry", "pinv")
 
@@ -17,11 +20,22 @@ LIFTS = ("isometry", "pinv")
 def principal_angles(V1: Tensor, V2: Tensor) -> Tensor:
     """Principal angles between the spans of two sets of rows, ascending, in radians [0, pi/2].
 
-    cos theta_i = i-th singular value of Q1 Q2^T, with Q orthonormal rows of each span; below pi/4
-    the sine form, singular values of Q2 - Q2 Q1^T Q1, keeps small angles exact. V1 (k1, *shape),
-    V2 (k2, *shape) -> (min(k1, k2),), float64. Raises ValueError on other shapes, NaN or rows
-    that are linearly dependent. Source: Bjorck & Golub 1973.
+    cos theta_i = i-th singular value of Q1 Q2^T, Q orthonormal rows of each span; below pi/4 the
+    sine form, singular values of Q2 - Q2 Q1^T Q1, keeps small angles exact.
+
+    Args:
+        V1: rows (k1, *shape), linearly independent.
+        V2: rows (k2, *shape).
+
+    Returns: (min(k1, k2),), float64.
+    Raises ValueError on other shapes, NaN, or rows that are linearly dependent.
+    Cost: no pass.
+    Source: Bjorck & Golub 1973.
+
+    >>> mk.linear.subspaces.principal_angles(torch.eye(3)[:1], torch.tensor([[1.0, 1.0, 0.0]]))
+    tensor([0.7854], dtype=torch.float64)
     """
+    _rows(V1, "V1"), _rows(V2, "V2")
     if V1.shape[1:] != V2.shape[1:]:
         raise ValueError(f"rows of one shape, got {tuple(V1.shape)} and {tuple(V2.shape)}")
     Q1, Q2 = sorted((_orthonormal(V1), _orthonormal(V2)), key=len, reverse=True)
@@ -33,8 +47,17 @@ def principal_angles(V1: Tensor, V2: Tensor) -> Tensor:
 def distance(V1: Tensor, V2: Tensor) -> Tensor:
     """Geodesic distance on the Grassmannian, sqrt(sum_i theta_i^2), a float64 scalar.
 
-    V1, V2 (k, *shape): the same k, else ValueError. At most sqrt(k) pi / 2.
+    Args:
+        V1: rows (k, *shape) that span a subspace.
+        V2: rows (k, *shape), the same k.
+
+    Returns: between 0 and sqrt(k) pi / 2.
+    Raises ValueError for unequal k, and as `principal_angles` does.
+    Cost: no pass.
     Source: D_geo of 2302.12469.
+
+    >>> float(mk.linear.subspaces.distance(torch.eye(4)[:2], torch.eye(4)[1:3]))  # one right angle
+    1.5707963267948966
     """
     if len(V1) != len(V2):
         raise ValueError(f"subspaces of one dimension, got {len(V1)} and {len(V2)}")
@@ -42,17 +65,29 @@ def distance(V1: Tensor, V2: Tensor) -> Tensor:
 
 
 def project_out(V: Tensor, N: Tensor) -> Tensor:
-    """v - N^T N v for each row: onto the null space of the map whose top right singular vectors
-    are N.
+    """v - N^T N v for each row: onto the null space of the map whose top right singular vectors are
+    N.
 
-    V (k, *shape), N (r, *shape) orthonormal -> (k, *shape), V's dtype. Raises ValueError if shapes
-    differ or N is not orthonormal. Source: LOCO Edit, 2409.02374.
+    Args:
+        V: rows (k, *shape), finite.
+        N: orthonormal rows (r, *shape), as `mk.svd(A, r).V`.
+
+    Returns: (k, *shape), of V's dtype.
+    Raises ValueError if shapes differ, V is not finite or N is not orthonormal.
+    Cost: no pass.
+    Source: LOCO Edit, 2409.02374.
+
+    >>> mk.project_out(torch.tensor([[1.0, 2.0, 3.0]]), torch.eye(3)[:1])
+    tensor([[0., 2., 3.]])
     """
+    tensor(V, "V", "(k, *shape)"), tensor(N, "N", "(r, *shape), as svd(...).V")
     if V.ndim != N.ndim or V.shape[1:] != N.shape[1:]:
         hint = ": give one direction as v[None]" if V.shape == N.shape[1:] else ""
         raise ValueError(
             f"V and N are rows of one shape, got {tuple(V.shape)}, {tuple(N.shape)}{hint}"
         )
+    if not V.isfinite().all():
+        raise ValueError("V holds NaN or infinity")
     v, n = V.flatten(1), N.flatten(1).to(V)
     error = float((n @ n.T - torch.eye(len(n)).to(n)).abs().max()) if len(n) else 0.0
     if not error <= 1e-3:
@@ -63,10 +98,21 @@ def project_out(V: Tensor, N: Tensor) -> Tensor:
 def mean_subspace(bases: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """The eigenvectors of the mean projector (1/N) sum_s Q_s^T Q_s, and its eigenvalues.
 
-    bases: N sets of rows (k, *shape), Q_s orthonormal rows of their spans. Returns directions
-    (k, *shape), orthonormal, and shares (k,) in [0, 1], largest first: the mean squared length of
-    the direction's projection on a span, 1 if every span holds it, k / m by chance. Unlike the
-    intrinsic mean this is unique where shares differ. Raises ValueError on other shapes.
+    Q_s: orthonormal rows of the span of the s-th basis. Unlike the intrinsic mean this is unique
+    where eigenvalues differ.
+
+    Args:
+        bases: N sets of rows (k, *shape).
+
+    Returns: directions (k, *shape), orthonormal, and shares (k,) in [0, 1], largest first: the mean
+    squared length of the direction's projection on a span, 1 if every span holds it, k / m by
+    chance.
+    Raises ValueError on other shapes.
+    Cost: no pass.
+
+    >>> one, other = torch.eye(3)[:2], torch.eye(3)[1:]
+    >>> mk.linear.subspaces.mean_subspace([one, other])[1]  # e_2 is in both
+    tensor([1.0000, 0.5000], dtype=torch.float64)
     """
     if not bases or any(V.shape != bases[0].shape for V in bases):
         raise ValueError(f"bases of one shape, got {sorted({tuple(V.shape) for V in bases})}")
@@ -77,13 +123,25 @@ def mean_subspace(bases: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def matched_average(bases: Sequence[Tensor], rounds: int = 10) -> tuple[Tensor, Tensor]:
-    """Directions of several bases averaged one with one: (k, *shape), and their agreement (k,).
+    """Directions of several bases averaged one with one, and how well they agree.
 
-    bases: N sets of orthonormal rows (k, *shape). Starting from the first, the rows of each are
-    matched with the current directions so that sum |cos| is largest (Hungarian algorithm), signs
-    are turned alike, and the mean is brought to length 1, until nothing changes or `rounds` are
-    done. agreement: mean |cos| of a direction with its matches. The directions need not be
-    orthogonal. Source: the global directions of 2302.12469, claimed near t = T only.
+    Starting from the first, the rows of each basis are matched with the current directions so that
+    sum |cos| is largest (Hungarian algorithm), signs are turned alike, and the mean is brought to
+    length 1, until nothing changes.
+
+    Args:
+        bases: N sets of orthonormal rows (k, *shape).
+        rounds: at most.
+
+    Returns: directions (k, *shape), not orthogonal as a rule, and their agreement (k,), the mean
+    |cos| of a direction with its matches.
+    Raises ValueError on other shapes.
+    Cost: no pass.
+    Source: the global directions of 2302.12469, claimed near t = T only.
+
+    >>> mean, agreement = mk.linear.subspaces.matched_average([torch.eye(3), -torch.eye(3).flip(0)])
+    >>> agreement
+    tensor([1., 1., 1.], dtype=torch.float64)
     """
     from scipy.optimize import linear_sum_assignment
 
@@ -109,22 +167,33 @@ def matched_average(bases: Sequence[Tensor], rounds: int = 10) -> tuple[Tensor, 
 def transport(
     r0: Iterable[Tensor], r1: Iterable[Tensor], i: int, lift: str = "isometry"
 ) -> tuple[Tensor, float]:
-    """Direction i of one sample carried to another: (v of shape (*in), kept).
+    """Direction i of one sample carried to another: v, and the share of it that is kept.
 
-    r0, r1: U, S, V as `mk.svd` gives them at the two samples. u_0 = U_0[i] is projected on the
-    span of U_1, c = U_1 u_0, and lifted back: "isometry" V_1^T c (2302.12469; a partial isometry
-    between the spans, not parallel transport), or "pinv" V_1^T S_1^-1 c, whose push points along
-    the projected u_0. v has length 1. kept = |c|^2, the share of u_0 that the other span holds
-    (k / m by chance); below 5 times chance, or halfway from chance to 1 where that is less, a
-    warning. Raises ValueError for another lift, i or
-    shapes that differ, or kept = 0.
+    u_0 = U_0[i] is projected on the span of U_1, c = U_1 u_0, and lifted back: "isometry" V_1^T c
+    (a partial isometry between the spans, not parallel transport), or "pinv" V_1^T S_1^-1 c, whose
+    push points along the projected u_0.
+
+    Args:
+        r0: U, S, V as `mk.svd` gives them at the one sample.
+        r1: the same at the other.
+        i: which direction, 0 ... k - 1.
+        lift: "isometry" or "pinv".
+
+    Returns: v (*in), of length 1, and kept = |c|^2 in [0, 1], k / m by chance.
+    Raises ValueError for another lift or i, shapes that differ, or kept = 0; warns where kept is
+    below 5 times chance, or halfway from chance to 1 where that is less.
+    Cost: no pass.
+    Source: 2302.12469, with "isometry".
+
+    >>> r = mk.svd(mk.matrix([[2.0, 0.0], [0.0, 1.0]]), 2)
+    >>> v, kept = mk.transport(r, r, 1)  # to itself: nothing changes
+    >>> print(v.abs().tolist(), round(kept, 4))
+    [0.0, 1.0] 1.0
     """
-    U0, r1 = next(iter(r0)), tuple(r1)
-    if U0.shape[1:] != r1[0].shape[1:] or not 0 <= i < len(U0):
-        raise ValueError(
-            f"U of one shape and i in 0 ... {len(U0) - 1}, "
-            f"got {tuple(U0.shape)}, {tuple(r1[0].shape)}, {i}"
-        )
+    U0, r1 = _triplets(r0)[0], _triplets(r1)
+    i = integer(i, "i", 0, len(U0) - 1)
+    if U0.shape[1:] != r1[0].shape[1:]:
+        raise ValueError(f"U of one shape, got {tuple(U0.shape)} and {tuple(r1[0].shape)}")
     v, u = carry(U0[i], r1, lift)
     kept, chance = float(u.square().sum()), len(r1[0]) / r1[0][0].numel()
     if kept < min(5 * chance, (1 + chance) / 2):
@@ -153,6 +222,19 @@ def carry(u: Tensor, r: Iterable[Tensor], lift: str = "isometry") -> tuple[Tenso
     return v / v.norm(), (c @ U.flatten(1)).reshape(u.shape)
 
 
+def _triplets(r: Any) -> tuple[Tensor, Tensor, Tensor]:
+    parts = tuple(r) if isinstance(r, Iterable) and not isinstance(r, Tensor) else ()
+    if len(parts) != 3 or not all(isinstance(part, Tensor) for part in parts):
+        raise ValueError(f"expected U, S, V as mk.svd(A, k) gives them, got {told(r)}")
+    return parts
+
+
+def _rows(V: Tensor, name: str) -> Tensor:
+    if tensor(V, name, "of rows (k, *shape)").ndim < 2:
+        raise ValueError(f"{name} is (k, *shape), got {tuple(V.shape)}: one is {name}[None]")
+    return V
+
+
 def _orthonormal(V: Tensor) -> Tensor:
     """Orthonormal float64 rows with the span of V."""
     rows = V.detach().flatten(1).double()
@@ -168,15 +250,37 @@ def _orthonormal(V: Tensor) -> Tensor:
 
 
 def overlap(a: Tensor, b: Tensor) -> float:
-    """|A B^T|_F^2 / k for orthonormal rows A, B (k, *in): 1 for equal spans, k / n by chance."""
+    """How much two subspaces share, |A B^T|_F^2 / k for orthonormal rows.
+
+    Args:
+        a: orthonormal rows A (k, *in).
+        b: orthonormal rows B (k, *in).
+
+    Returns: 1 for equal spans, 0 for orthogonal ones, k / n by chance.
+    Cost: no pass.
+
+    >>> mk.linear.subspaces.overlap(torch.eye(4)[:2], torch.eye(4)[1:3])
+    0.5
+    """
     return float((a.flatten(1) @ b.flatten(1).T).square().sum() / len(a))
 
 
 def tangent_share(V: Tensor, J: Tensor) -> tuple[float, float]:
-    """How much of the true tangent space the span of orthonormal rows V (k, *in) holds.
+    """How much of a tangent space the span of some directions holds, plainly and by energy.
 
-    J (j, *in): tangent vectors. Plain: the mean squared cosine |Q V^T|_F^2 / j, Q orthonormal rows
-    of J's span (chance k / n); weighted by energy: sum_j |V J_j|^2 / sum_j |J_j|^2.
+    Plain: the mean squared cosine |Q V^T|_F^2 / j, Q orthonormal rows of J's span. By energy:
+    sum_j |V J_j|^2 / sum_j |J_j|^2.
+
+    Args:
+        V: orthonormal rows (k, *in).
+        J: tangent vectors (j, *in).
+
+    Returns: both shares, in [0, 1]; k / n by chance.
+    Cost: no pass.
+
+    >>> J = torch.tensor([[3.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    >>> mk.linear.subspaces.tangent_share(torch.eye(3)[:1], J)
+    (0.5, 0.9)
     """
     v, j = V.flatten(1).double(), J.flatten(1).to(V.device).double()
     Q = torch.linalg.qr(j.T).Q.T

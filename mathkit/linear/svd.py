@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from mathkit.arguments import integer
 from mathkit.linear._tape.convolution import coarse
 from mathkit.linear.lanczos import STARTS, Krylov, Search, through
 from mathkit.linear.map import LinearMap, Passes, plainly, random_rows
@@ -68,10 +69,8 @@ def svd(
     >>> print([round(s, 4) for s in S.tolist()])  # the roots of 45 and 5
     [6.7082, 2.2361]
     """
-    n, m = checked_sizes(A, k, tol)
-    most = 1000 + 20 * k if max_passes is None else max_passes
-    if most < 2 * k:
-        raise ValueError(f"max_passes counts pushes and pulls: at least 2 k = {2 * k}, got {most}")
+    n, m = checked_sizes(A, k, tol, seed)
+    most = 1000 + 20 * k if max_passes is None else integer(max_passes, "max_passes", 2 * k)
     with plainly(A.device):
         if min(n, m) <= FORM * k and min(n, m) < most:
             problem, result = "", _formed(A, k, seed)

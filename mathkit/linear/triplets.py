@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from mathkit.arguments import integer, number
 from mathkit.linear.map import LinearMap, Passes, check_map
 
 
@@ -80,13 +81,14 @@ def warn(message: str, kind: type[Warning], level: int = 4) -> None:
     warnings.warn(message, kind, stacklevel=level)
 
 
-def checked_sizes(A: LinearMap, k: int, tol: float) -> tuple[int, int]:
+def checked_sizes(A: LinearMap, k: int, tol: float, seed: int) -> tuple[int, int]:
     check_map(A)
     n, m = math.prod(A.in_shape), math.prod(A.out_shape)
-    if not hasattr(k, "__index__") or not 1 <= k <= min(m, n):
+    if not hasattr(k, "__index__") or isinstance(k, bool) or not 1 <= k <= min(m, n):
         raise ValueError(f"k counts directions: 1 ... min(m, n) = {min(m, n)} here, got {k!r}")
-    if not 0 <= tol < 1:
-        raise ValueError(f"tol is a share of s_1 in [0, 1), got {tol}")
+    if number(tol, "tol, a share of s_1,", 0, 1) == 1:
+        raise ValueError("tol is a share of s_1 in [0, 1), got 1")
+    integer(seed, "seed")
     return n, m
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mathkit import scores
+from mathkit.arguments import integer, tensor
 from mathkit.linear.jacobian import jacobian
 
 FACTORS = (
@@ -63,8 +64,7 @@ def sample_factors(
     stranger is 1 / 0. The same (n, seed) give the same q. Raises ValueError for n < 1, another
     stranger or a factor that is not continuous.
     """
-    if n < 1:
-        raise ValueError(f"expected n >= 1 puppets, got n = {n}")
+    n, seed = integer(n, "n", 1), integer(seed, "seed")
     if stranger not in (None, 0, 1):
         raise ValueError(f"expected stranger None, 0 or 1, got {stranger!r}")
     if not set(moving) <= set(CONTINUOUS):
@@ -78,7 +78,7 @@ def sample_factors(
 
 
 def sample_simple(n: int, seed: int) -> Tensor:
-    """Draw n puppets of the simple show, q (n, 13): the four factors FEW move, no Stranger."""
+    """Draw n puppets of the simple show, q (n, 13): the four FEW_FACTORS move, no Stranger."""
     return sample_factors(n, seed, stranger=0, moving=FEW_FACTORS)
 
 
@@ -89,7 +89,7 @@ def render(q: Tensor, size: int = 64) -> Tensor:
     laid over the last by image <- image + coverage (colour - image). Gradients are finite for
     every q. Raises ValueError for a shape other than (n, 13) or for NaN.
     """
-    f = _factors(q)
+    f, size = _factors(q), integer(size, "size", 1)
     x, y = _grid(size, q)
     image = _curtain(f, x, y)
     for coverage, colour in (*_stranger(f, x, y, size), *_puppet(f, x, y, size)):
@@ -104,7 +104,7 @@ def stranger_mask(q: Tensor, size: int = 64) -> Tensor:
     Drawn as though stranger = 1, whatever q says, behind the puppet: what the puppet hides is
     not counted. Raises as render does.
     """
-    f = _factors(q)
+    f, size = _factors(q), integer(size, "size", 1)
     f["stranger"] = torch.ones_like(f["stranger"])
     x, y = _grid(size, q)
     seen = _stranger(f, x, y, size)[0][0]
@@ -121,7 +121,7 @@ def counterfactual(q: Tensor, size: int = 64) -> Tensor:
 
 
 def _factors(q: Tensor) -> dict[str, Tensor]:
-    if q.ndim != 2 or q.shape[1] != len(FACTORS):
+    if tensor(q, "q", f"(n, {len(FACTORS)})").ndim != 2 or q.shape[1] != len(FACTORS):
         raise ValueError(
             f"expected factors of shape (n, {len(FACTORS)}), got {tuple(q.shape)}; "
             "one puppet is q[None]"
@@ -130,17 +130,17 @@ def _factors(q: Tensor) -> dict[str, Tensor]:
         raise ValueError(
             f"expected factors as floating point numbers, got {q.dtype}; use q.float()"
         )
-    if _has_nan(q):
-        raise ValueError("expected finite factors, got NaN; columns are mathkit.puppets.FACTORS")
+    if _not_finite(q):
+        raise ValueError("q holds NaN or infinity: its columns are mk.puppets.FACTORS")
     return {
         name: (low + (high - low) * q[:, i])[:, None, None]
         for i, (name, (low, high)) in enumerate(_RANGES.items())
     }
 
 
-def _has_nan(q: Tensor) -> bool:
+def _not_finite(q: Tensor) -> bool:
     try:
-        return bool(torch.isnan(q).any())
+        return bool(not q.isfinite().all())
     except RuntimeError:  # under vmap a tensor has no single truth value
         return False
 

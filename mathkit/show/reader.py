@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mathkit import data
+from mathkit.arguments import pictures, tensor
 from mathkit.show import puppets
 from mathkit.show.puppets import FACTORS, STRANGER
 
@@ -101,13 +102,14 @@ def fit_factors(
 
 
 def _check(images: Tensor) -> None:
-    if images.ndim != 4 or images.shape[1:] != (3, 64, 64):
+    tensor(images, "images", "(n, 3, 64, 64)")
+    if images.ndim != 4 or not len(images) or images.shape[1:] != (3, 64, 64):
         raise ValueError(
             f"expected images of shape (n, 3, 64, 64), got {tuple(images.shape)}; "
             "resize, or add the batch axis with image[None]"
         )
     if not torch.is_floating_point(images):
         raise ValueError(f"expected float images in [-1, 1], got {images.dtype}; use x / 127.5 - 1")
-    low, high = (float(x) for x in images.detach().aminmax())
-    if not (low >= -1.5 and high <= 1.5):
-        raise ValueError(f"expected images in [-1, 1], got values from {low:.3g} to {high:.3g}")
+    if not images.isfinite().all():
+        raise ValueError("images hold NaN or infinity")
+    pictures(images, far=1.5)
