@@ -70,7 +70,7 @@ def test_features_have_one_row_an_image(frames):
         (torch.zeros(1, 3, 32, 32), "64, 64"),
         (torch.zeros(1, 1, 64, 64), "64, 64"),
         (torch.full((1, 3, 64, 64), 200.0), "200"),
-        (torch.full((1, 3, 64, 64), float("nan")), "nan"),
+        (torch.full((1, 3, 64, 64), float("nan")), "NaN"),
         (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), "127.5"),
     ],
 )

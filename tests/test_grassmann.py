@@ -188,15 +188,19 @@ def test_transport_warns_where_little_more_than_chance_is_kept():
         mk.transport((basis[:1], r0[1], r0[2]), r1, 0)
 
 
+def triple(U):
+    return U, torch.ones(len(U)), span(len(U))
+
+
 @pytest.mark.parametrize(
     "call, words",
     [
         (lambda: mean_subspace([]), "bases of one shape"),
         (lambda: mean_subspace([span(2), span(3)]), "bases of one shape"),
         (lambda: matched_average([span(2), span(2, 10)]), "bases of one shape"),
-        (lambda: mk.transport((span(2),), (span(2), torch.ones(2), span(2)), 2), r"0 \.\.\. 1"),
-        (lambda: mk.transport((span(2),), (span(2, 9), torch.ones(2), span(2)), 0), "one shape"),
-        (lambda: mk.transport((span(2),), (span(2), torch.ones(2), span(2)), 0, "flat"), "'flat'"),
+        (lambda: mk.transport(triple(span(2)), triple(span(2)), 2), r"0 \.\.\. 1"),
+        (lambda: mk.transport(triple(span(2)), triple(span(2, 9)), 0), "one shape"),
+        (lambda: mk.transport(triple(span(2)), triple(span(2)), 0, "flat"), "'flat'"),
     ],
 )
 def test_bad_bases_are_named(call, words):

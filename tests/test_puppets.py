@@ -101,7 +101,7 @@ def test_bad_factors_are_refused(q, words):
 
 @pytest.mark.parametrize("arguments", [(0, 1), (-2, 1), (3, 1, 2)])
 def test_bad_requests_are_refused(arguments):
-    with pytest.raises(ValueError, match="expected"):
+    with pytest.raises(ValueError, match="expected|is an integer"):
         puppets.sample_factors(*arguments)
 
 

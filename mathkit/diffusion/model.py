@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from mathkit.arguments import integer, tensor
 from mathkit.linear.chunks import NETWORK, Chunk, fitting
-
-if TYPE_CHECKING:
-    from mathkit.diffusion.networks import UNetModel
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
@@ -69,7 +66,7 @@ class Model:
         """x_0 to images: the identity for pixel models."""
         return x
 
-    def prompted(self, prompt: str, guidance: float = 1.0, negative: str = "") -> UNetModel:
+    def prompted(self, prompt: str, guidance: float = 1.0, negative: str = "") -> Self:
         """The same model with a text bound to it: ValueError, these models take no text."""
         raise ValueError(f"an unconditional model takes no prompt, got {prompt!r}: use it as it is")
 

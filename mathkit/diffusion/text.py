@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +51,7 @@ class TextModel(UNetModel):
         scale = 2 ** (len(config.block_out_channels) - 1)
         return torch.Size((config.in_channels, *(scale * side for side in self.shape[1:])))
 
-    def prompted(self, prompt: str, guidance: float = 1.0, negative: str = "") -> TextModel:
+    def prompted(self, prompt: str, guidance: float = 1.0, negative: str = "") -> Self:
         """The same networks with `prompt` bound: noise, clean, h and every map are given the text.
 
         guidance: eps = eps(negative) + guidance (eps(prompt) - eps(negative)), classifier-free

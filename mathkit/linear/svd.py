@@ -70,7 +70,11 @@ def svd(
     [6.7082, 2.2361]
     """
     n, m = checked_sizes(A, k, tol, seed)
-    most = 1000 + 20 * k if max_passes is None else integer(max_passes, "max_passes", 2 * k)
+    most = (
+        1000 + 20 * k
+        if max_passes is None
+        else integer(max_passes, "max_passes, at least 2 k,", 2 * k)
+    )
     with plainly(A.device):
         if min(n, m) <= FORM * k and min(n, m) < most:
             problem, result = "", _formed(A, k, seed)
