@@ -91,12 +91,12 @@ def fit_toys(
         sweep.m,
         importance,
         kind,
-        sweep.steps,
-        sweep.batch,
-        sweep.lr,
-        sweep.anneal,
-        seed,
-        list(range(sweep.tries)) * len(which),
+        steps=sweep.steps,
+        batch=sweep.batch,
+        lr=sweep.lr,
+        anneal=sweep.anneal,
+        seed=seed,
+        starts=list(range(sweep.tries)) * len(which),
         record=set(sweep.record),
         progress=progress,
     )
@@ -121,42 +121,64 @@ def recipe_row(sweep: Recipe, kind: str, seed: int) -> dict[str, Any]:
     if toys.path:
         out["path"] = [rounded(p.loss(law, importance), 5) for p in toys.path]
         out["path D"] = [rounded(dimensionality(p.W), 2) for p in toys.path]
-    return out | KEEP[sweep.keep](toys, law, seed)
+    return out | _kept(sweep.keep, toys, law, seed)
 
 
-def _weights(toys: Toys, law: Features, seed: int) -> dict[str, Any]:
+def _kept(keep: str, toys: Toys, law: Features, seed: int) -> dict[str, Any]:
+    match keep:
+        case "weights":
+            return _weights(toys)
+        case "shape":
+            return _shape(toys)
+        case "regions":
+            return _regions(toys)
+        case "plateau":
+            return _plateau(toys, law) | (_levels(toys) if seed == 0 else {})
+        case "between":
+            return _between(toys, law.size)
+        case "neurons":
+            return _poly(toys)
+    raise ValueError(
+        f"a recipe keeps weights, shape, regions, plateau, between or neurons; got {keep!r}"
+    )
+
+
+def _weights(toys: Toys) -> dict[str, Any]:
     back = {} if toys.back is None else {"back": rounded(toys.back)}
     return {"W": rounded(toys.W), "b": rounded(toys.b)} | back
 
 
-def _shape(toys: Toys, law: Features, seed: int) -> dict[str, Any]:
+def _shape(toys: Toys) -> dict[str, Any]:
     """|w_i|, and how crowded feature i is: sum over j != i of (w_i/|w_i| . w_j)^2."""
     norm = torch.linalg.vector_norm(toys.W, dim=1)
     crowd = norm.square() * (1 / dimensionality(toys.W).clamp_min(1e-6) - 1)
     return {"norm": rounded(norm, 2), "crowd": rounded(crowd, 2)}
 
 
-def _regions(toys: Toys, law: Features, seed: int) -> dict[str, Any]:
+def _regions(toys: Toys) -> dict[str, Any]:
     """Two digits a point in one string: which are antipodal, or the dropped feature twice."""
     pairs = torch.stack(dropped(toys.W), 1).flatten()
     return {"regions": "".join(str(i) for i in pairs.tolist())}
 
 
-def _plateau(toys: Toys, law: Features, seed: int) -> dict[str, Any]:
-    D = dimensionality(toys.W)
-    out = {
+def _plateau(toys: Toys, law: Features) -> dict[str, Any]:
+    return {
         "D*": rounded(dimensions_per_feature(toys.W), 4),
-        "lines": [lines(d) for d in D],
+        "lines": [lines(d) for d in dimensionality(toys.W)],
         "attack": rounded(attack(toys, law, count=64), 4),
     }
-    return out | ({"D": rounded(D[::2])} if seed == 0 else {})
 
 
-def _between(toys: Toys, law: Features, seed: int) -> dict[str, Any]:
+def _levels(toys: Toys) -> dict[str, Any]:
+    """D of every other density: of one seed alone, for it is large."""
+    return {"D": rounded(dimensionality(toys.W)[::2])}
+
+
+def _between(toys: Toys, size: int) -> dict[str, Any]:
     """Mean squared cosine of two features' directions, within a set and across sets."""
     unit = torch.nn.functional.normalize(toys.W, dim=1)
     squared = (unit.mT @ unit).square()
-    group = torch.arange(toys.W.shape[2]) // law.size
+    group = torch.arange(toys.W.shape[2]) // size
     same = (group[:, None] == group) & ~torch.eye(len(group), dtype=torch.bool)
     apart = group[:, None] != group
     return {
@@ -165,22 +187,12 @@ def _between(toys: Toys, law: Features, seed: int) -> dict[str, Any]:
     }
 
 
-def _poly(toys: Toys, law: Features, seed: int) -> dict[str, Any]:
+def _poly(toys: Toys) -> dict[str, Any]:
     """Of each neuron, |row of W| and the largest weight's share of its square (1: one feature)."""
     squared = toys.W.square()
     total = squared.sum(2)
     share = squared.amax(2) / total.clamp_min(1e-12)
     return {"share": rounded(share, 2), "size": rounded(total.sqrt(), 2)}
-
-
-KEEP = {
-    "weights": _weights,
-    "shape": _shape,
-    "regions": _regions,
-    "plateau": _plateau,
-    "between": _between,
-    "neurons": _poly,
-}
 
 
 def fall(base: float, count: int, first: float = 0.0, last: float = 1.0) -> tuple[float, ...]:

@@ -319,8 +319,15 @@ def test_the_best_of_the_tries_is_kept():
     sweep = dataclasses.replace(toys.RECIPES["intro"], steps=40, batch=64)
     found = toys.fit_toys(sweep, "relu", 0)
     law_, importance = sweep.law()
-    assert torch.allclose(found.toys.loss(law_, importance, 16_384), found.losses.min(1).values)
+    again = found.toys.loss(law_, importance, count=16_384)
+    assert torch.allclose(again, found.losses.min(1).values)
     assert found.losses.shape == (8, 4)
+
+
+def test_a_recipe_that_keeps_what_nobody_knows_is_refused():
+    sweep = dataclasses.replace(toys.RECIPES["intro"], steps=1, batch=8, tries=1, keep="all")
+    with pytest.raises(ValueError, match="keeps weights, shape.*'all'"):
+        toys.recipe_row(sweep, "relu", 0)
 
 
 def test_points_vary_density_then_importance_then_rarity():

@@ -7,9 +7,8 @@ Many instances train at once, each with its own importance and density. Source: 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -105,6 +104,7 @@ class Toys:
         self,
         features: Features,
         importance: Tensor | float = 1.0,
+        *,
         count: int = 65_536,
         seed: int = 1,
     ) -> Tensor:
@@ -159,6 +159,7 @@ def train(
     m: int,
     importance: Tensor | float = 1.0,
     kind: str = "relu",
+    *,
     steps: int = 10_000,
     batch: int = 1024,
     lr: float = 1e-3,
@@ -196,30 +197,29 @@ def train(
             f"got {begin.kind!r}, {tuple(begin.W.shape)}"
         )
     weight, lots = _each(importance, features.density), _lots(features.density, batch)
-    parts = []
+    pace = _Pace(steps, batch, lr, anneal, seed, record)
     with tqdm(total=len(lots) * steps, desc="toys", mininterval=1, disable=not progress) as bar:
-        for at in lots:
-            parts.append(
-                _descend(
-                    begin[at], features[at], weight[at], steps, batch, lr, anneal, seed, record, bar
-                )
-            )
-    return _together(parts)
+        return _together(
+            [_descend(begin[at], features[at], weight[at], pace, bar.update) for at in lots]
+        )
+
+
+@dataclass(frozen=True)
+class _Pace:
+    """What all lots of one `train` share."""
+
+    steps: int
+    batch: int
+    lr: float
+    anneal: bool
+    seed: int
+    record: Collection[int]
 
 
 def _descend(
-    begin: Toys,
-    law: Features,
-    weight: Tensor,
-    steps: int,
-    batch: int,
-    lr: float,
-    anneal: bool,
-    seed: int,
-    record: Collection[int],
-    bar: Any,
+    begin: Toys, law: Features, weight: Tensor, pace: _Pace, tick: Callable[[], object]
 ) -> Toys:
-    """`train` of one lot."""
+    """`train` of one lot; tick is called after every step."""
     device = law.density.device
     found = [
         w.detach().clone().to(device).requires_grad_()
@@ -227,22 +227,22 @@ def _descend(
         if w is not None
     ]
     now = Toys(begin.kind, found[0], found[1], found[2] if len(found) > 2 else None)
-    step = torch.optim.AdamW(found, lr=lr, fused=True)
-    slower = torch.optim.lr_scheduler.CosineAnnealingLR(step, steps) if anneal else None
-    random = torch.Generator(device).manual_seed(seed)
+    step = torch.optim.AdamW(found, lr=pace.lr, fused=True)
+    slower = torch.optim.lr_scheduler.CosineAnnealingLR(step, pace.steps) if pace.anneal else None
+    random = torch.Generator(device).manual_seed(pace.seed)
     path = []
-    for i in range(steps):
-        if i in record:
+    for i in range(pace.steps):
+        if i in pace.record:
             path.append(now.still())
-        x = law.draw(batch, random)
+        x = law.draw(pace.batch, random)
         step.zero_grad()
         _loss(now(x), _target(now.kind, x), weight).sum().backward()
         step.step()
         if slower:
             slower.step()
-        bar.update()
+        tick()
     last = now.still()
-    return replace(last, path=path + ([last] if steps in record else []))
+    return replace(last, path=path + ([last] if pace.steps in pace.record else []))
 
 
 def _each(importance: Tensor | float, like: Tensor) -> Tensor:
@@ -328,7 +328,7 @@ def dropped(W: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def attack(
-    toys: Toys, features: Features, eps: float = 0.1, count: int = 512, seed: int = 1
+    toys: Toys, features: Features, *, eps: float = 0.1, count: int = 512, seed: int = 1
 ) -> Tensor:
     """Mean rise of sum_i (x_i - x'_i)^2 under the best of n attacks on each input, (N,).
 
