@@ -244,10 +244,7 @@ JOBS: dict[str, tuple[Callable[[], None], int]] = {
     "superposition": (toys, 45),
     "protocol": (write_protocol, 35),
     "amendment": (write_amendment, 5),
-    **{
-        name: (functools.partial(run_trial, name), minutes)
-        for name, minutes in zip(TABLES, (120, 35, 110, 25), strict=True)
-    },
+    **{name: (functools.partial(run_trial, name), part.minutes) for name, part in TABLES.items()},
     "always": (run_always, 20),
     **SURVEYS,
 }

@@ -10,8 +10,9 @@ from studies.methods import TRIED, Row
 
 EDIT_TIME, AFTER = 583, (458, 333)
 EARLY, STEPS = 749, (666, 583)  # where a course begins, and its further steps
-# Samples of the rows compared first, those of them at every strength, samples of the other rows.
-TEST, SMALL, FEW_SAMPLES = 400, 20, 16
+SAMPLES = 400  # for the rows compared first: a share to 5 points, and 400 of 400 says over 99 %
+AT_ALL_STRENGTHS = 20  # those of them at every strength: a share to 20 points, to see the trend
+FEW_SAMPLES = 16  # for each of the other rows: a share to 22 points, enough for wide differences
 OPENED = 100  # test samples treated when a row was added
 PRIMARY, CONTROL = "aimed, course", "random, course"
 CLIP = 20.0  # on development samples the pulls of the ill lie above it as a rule, others below
@@ -89,30 +90,32 @@ ROWS = FIRST + OTHERS + ADDED
 @dataclasses.dataclass(frozen=True)
 class Part:
     """A table of the trial: its rows, and which samples they treat: the first `count` of the ill
-    ones or of the healthy. late: rows that treat those after the first OPENED."""
+    ones or of the healthy. late: rows that treat those after the first OPENED. minutes: what it
+    takes on two cores."""
 
     rows: tuple[Row, ...]
     ill: bool
     count: int
+    minutes: int
     late: tuple[Row, ...] = ()
 
 
 TABLES = {
-    "trial": Part(FIRST, True, TEST, ADDED),
-    "trial_others": Part(OTHERS, True, FEW_SAMPLES),
-    "trial_healthy": Part(FIRST, False, TEST, ADDED),
-    "trial_healthy_others": Part(OTHERS, False, FEW_SAMPLES),
+    "trial": Part(FIRST, ill=True, count=SAMPLES, minutes=120, late=ADDED),
+    "trial_others": Part(OTHERS, ill=True, count=FEW_SAMPLES, minutes=35),
+    "trial_healthy": Part(FIRST, ill=False, count=SAMPLES, minutes=110, late=ADDED),
+    "trial_healthy_others": Part(OTHERS, ill=False, count=FEW_SAMPLES, minutes=25),
 }
 
 
 def plan_for(chosen: Mapping[str, Any], name: str, rank: int) -> dict[str, Sequence[float]]:
     """Which rows sample number `rank` of the table `name` gets, and at which strengths.
 
-    The ill get every strength, from the SMALL-th on the one at the first dose alone, which is all
-    that the healthy get; those get no row that needs the true cure.
+    The first AT_ALL_STRENGTHS of the ill get every strength, the others the one at the first dose
+    alone, which is all that the healthy get; those get no row that needs the true cure.
     """
     part = TABLES[name]
-    every = part.ill and rank < SMALL
+    every = part.ill and rank < AT_ALL_STRENGTHS
     return {
         row.name: chosen["strengths"][row.name][: None if every else 1]
         for row in part.rows + (part.late if rank >= OPENED else ())

@@ -48,7 +48,8 @@ def test_every_row_stands_in_one_table_for_the_ill_and_one_for_the_healthy():
 
 
 def test_the_plan_gives_the_first_samples_all_strengths_and_the_rest_one():
-    few, many = (rows.plan_for(CHOSEN, "trial", rank) for rank in (rows.SMALL - 1, rows.SMALL))
+    last = rows.AT_ALL_STRENGTHS - 1
+    few, many = (rows.plan_for(CHOSEN, "trial", rank) for rank in (last, last + 1))
     assert few == {row.name: STRENGTHS[row.name] for row in rows.FIRST}
     assert many == {name: strengths[:1] for name, strengths in few.items()}
     assert rows.plan_for(CHOSEN, "trial_others", 0)["oracle"] == STRENGTHS["oracle"]
