@@ -1,16 +1,20 @@
 """Numbers that judge a result: intervals, distances between distributions, side effect.
 
-Tensors in, floats or tensors out; all arithmetic in float64 on the CPU.
+Tensors, arrays or lists of numbers in, floats or tensors out; all arithmetic in float64 on the CPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
+
+Numbers = Tensor | ArrayLike
 
 
 class Interval(NamedTuple):
@@ -34,13 +38,19 @@ def wilson(k: int, n: int, level: float = 0.95) -> Interval:
 
     In closed form (k + z^2/2 -+ z sqrt(k (n - k) / n + z^2/4)) / (n + z^2), z the normal quantile
     of (1 + level)/2; unlike k/n -+ z * standard error it never leaves [0, 1] and has a width at
-    k = 0 and k = n. Source: Wilson 1927. Raises ValueError unless 0 <= k <= n, n >= 1 and
-    0 < level < 1.
+    k = 0 and k = n. Source: Wilson 1927. Raises ValueError unless k and n are whole numbers,
+    0 <= k <= n, n >= 1 and 0 < level < 1.
     """
+    try:
+        k, n = operator.index(k), operator.index(n)
+    except TypeError:
+        raise ValueError(
+            f"wilson counts: k and n are whole numbers, got k = {k!r}, n = {n!r}; a share p of n "
+            "is k = round(p * n)"
+        ) from None
     if not 0 <= k <= n or n < 1:
         raise ValueError(f"wilson needs 0 <= k <= n and n >= 1; got k = {k}, n = {n}")
-    z = _quantile(level)
-    k, n = int(k), int(n)
+    z = NormalDist().inv_cdf(_upper(level))
     half = z * (k * (n - k) / n + z * z / 4) ** 0.5
     low, high = ((k + z * z / 2 + s * half) / (n + z * z) for s in (-1, 1))
     return Interval(0.0 if k == 0 else low, 1.0 if k == n else high)
@@ -53,9 +63,9 @@ def in_words(k: int, n: int, level: float = 0.95) -> str:
 
 
 def bootstrap(
-    a: Tensor,
-    b: Tensor | None = None,
-    groups: Tensor | None = None,
+    a: Numbers,
+    b: Numbers | None = None,
+    groups: Numbers | None = None,
     *,
     level: float = 0.95,
     resamples: int = 10_000,
@@ -68,19 +78,24 @@ def bootstrap(
     The interval is the expanded percentile interval (Hesterberg 2015): percentiles at
     Phi(-+ sqrt(g / (g - 1)) t_(g-1)) for g units drawn, which keeps the coverage near `level` for
     few units; p inverts the same interval at 0 and is at least 1/(resamples + 1). The answer
-    depends on (data, seed) alone. Raises ValueError on shapes that differ, NaN, or fewer than two
-    units.
+    depends on (data, seed) alone. Raises ValueError on shapes that differ, NaN, fewer than two
+    units, no resamples or a level outside (0, 1).
     """
     from scipy.stats import t as student
 
-    d = _vector("a", a) - (0 if b is None else _paired(a, b))
+    upper, d = _upper(level), _vector("a", a)
+    if b is not None:
+        d = d - _paired(d, b)
     total, count = _by_group(d, groups)
     g = len(total)
-    if g < 2:
-        raise ValueError(f"the bootstrap needs at least 2 samples or groups to draw from; got {g}")
+    if g < 2 or resamples < 1:
+        raise ValueError(
+            "the bootstrap needs at least 2 samples or groups to draw from, and 1 resample; got "
+            f"{g} and {resamples}"
+        )
     means = _resampled(total, count, resamples, seed)
     stretch = (g / (g - 1)) ** 0.5
-    tail = NormalDist().cdf(-stretch * student.ppf(0.5 + level / 2, g - 1))
+    tail = NormalDist().cdf(-stretch * student.ppf(upper, g - 1))
     low, high = torch.quantile(means, torch.tensor([tail, 1 - tail], dtype=means.dtype)).tolist()
     sides = torch.stack([(means <= 0).sum(), (means >= 0).sum()]).min()
     rarest = min((int(sides) + 1) / (resamples + 1), 0.5)
@@ -88,14 +103,14 @@ def bootstrap(
     return Difference(float(d.mean()), low, high, float(max(p, 1 / (resamples + 1))))
 
 
-def holm(p: Tensor | Sequence[float]) -> Tensor:
+def holm(p: Numbers) -> Tensor:
     """Holm's adjusted p-values (m,): the i-th smallest is max over j <= i of (m - j + 1) p_(j).
 
     Rejecting where the result is <= alpha keeps the chance of any false rejection at most alpha,
     whatever the dependence (Holm 1979). Order is kept; values are cut at 1. Raises ValueError
     outside [0, 1].
     """
-    p = _vector("p", torch.as_tensor(p))
+    p = _vector("p", p)
     if not ((p >= 0) & (p <= 1)).all():
         raise ValueError(f"holm needs p-values in [0, 1]; got {p.tolist()}")
     order = p.argsort()
@@ -104,12 +119,13 @@ def holm(p: Tensor | Sequence[float]) -> Tensor:
     return torch.empty_like(p).scatter_(0, order, stepped.cummax(0).values)
 
 
-def ks(a: Tensor, b: Tensor | None = None) -> Tensor:
+def ks(a: Numbers, b: Numbers | None = None) -> Tensor:
     """Kolmogorov-Smirnov distance sup_x |F_a(x) - F_b(x)|; b = None: F_b uniform on [0, 1].
 
     a is (n,) or (n, c), b is (m,) or (m, c): one distance in [0, 1] a column, shape () or (c,).
     Raises ValueError on NaN, empty samples or columns that do not match.
     """
+    a = _tensor("a", a)
     x = _columns("a", a)
     if b is None:
         x, n = x.sort(-1).values, x.shape[-1]
@@ -124,7 +140,7 @@ def ks(a: Tensor, b: Tensor | None = None) -> Tensor:
     return gap if a.ndim == 2 else gap[0]
 
 
-def frechet(a: Tensor, b: Tensor) -> float:
+def frechet(a: Numbers, b: Numbers) -> float:
     """Frechet distance of the Gaussians fitted to two feature sets, a (n, d) and b (m, d).
 
     |mean_a - mean_b|^2 + tr(C_a + C_b - 2 (C_a^(1/2) C_b C_a^(1/2))^(1/2)), in squared units of
@@ -143,20 +159,21 @@ def frechet(a: Tensor, b: Tensor) -> float:
     return float((shift + root_a.square().sum() + root_b.square().sum() - 2 * cross).clamp(min=0))
 
 
-def pixel_distance(a: Tensor, b: Tensor) -> Tensor:
+def pixel_distance(a: Numbers, b: Numbers) -> Tensor:
     """Mean |a - b| over every pixel and channel of each image, (B, C, H, W) twice -> (B,).
 
     Units: the images', so 2 is black against white. Raises ValueError on NaN or unequal shapes.
     """
+    a, b = _tensor("the images", a), _tensor("the images", b)
     if a.shape != b.shape or a.ndim != 4:
         raise ValueError(
             f"pixel_distance needs two batches (B, C, H, W) of one shape; got "
             f"{tuple(a.shape)} and {tuple(b.shape)}"
         )
-    return _finite("the images", a.cpu().double() - b.cpu().double()).abs().mean((1, 2, 3))
+    return _finite("the images", a - b).abs().mean((1, 2, 3))
 
 
-def side_effect(x_edited: Tensor, x_true: Tensor, unrelated: Tensor | float) -> Tensor:
+def side_effect(x_edited: Numbers, x_true: Numbers, unrelated: Numbers) -> Tensor:
     """How far an edit is from the true one: (B,); 0 is exact, 1 as far as an unrelated image.
 
     mean |x' - x_true| over ALL pixels, divided by the same figure between unrelated images. x_true
@@ -164,24 +181,38 @@ def side_effect(x_edited: Tensor, x_true: Tensor, unrelated: Tensor | float) -> 
     N >= 2, each compared with the next one in the batch (the last with the first); or that figure
     itself, computed once. Raises ValueError on NaN, unequal shapes, or a figure that is not > 0.
     """
-    if isinstance(unrelated, Tensor) and unrelated.ndim:
-        unrelated = float(pixel_distance(unrelated, unrelated.roll(1, 0)).mean())
-    if not unrelated > 0:
+    other = _tensor("unrelated", unrelated)
+    figure = float(pixel_distance(other, other.roll(1, 0)).mean() if other.ndim else other)
+    if not figure > 0:
         raise ValueError(
             f"side_effect divides by the distance of unrelated images, which must be positive; got "
-            f"{float(unrelated)}: pass at least two different images, or their distance"
+            f"{figure}: pass at least two different images, or their distance"
         )
-    return pixel_distance(x_edited, x_true) / unrelated
+    return pixel_distance(x_edited, x_true) / figure
 
 
-def _quantile(level: float) -> float:
+def _upper(level: float) -> float:
+    """(1 + level) / 2, where the upper end of a two-sided interval stands."""
     if not 0 < level < 1:
         raise ValueError(f"level is a probability strictly between 0 and 1, e.g. 0.95; got {level}")
-    return NormalDist().inv_cdf(0.5 + level / 2)
+    return 0.5 + level / 2
 
 
 def _short(x: float) -> str:
     return f"{x:.3f}".removeprefix("0") if 0 < x < 1 else f"{x:g}"
+
+
+def _tensor(name: str, x: Numbers) -> Tensor:
+    """Real numbers of any kind as float64 on the CPU."""
+    try:
+        tensor = x if isinstance(x, Tensor) else torch.from_numpy(np.array(x))
+    except (TypeError, ValueError):
+        tensor = None
+    if tensor is None or tensor.is_complex():
+        raise ValueError(
+            f"{name} must be real numbers in a tensor, an array or a list; got {repr(x)[:60]}"
+        )
+    return tensor.cpu().double()
 
 
 def _finite(name: str, x: Tensor) -> Tensor:
@@ -193,37 +224,42 @@ def _finite(name: str, x: Tensor) -> Tensor:
     return x
 
 
-def _vector(name: str, x: Tensor) -> Tensor:
+def _vector(name: str, x: Numbers) -> Tensor:
+    x = _tensor(name, x)
     if x.ndim != 1:
         raise ValueError(f"{name} must have shape (n,); got {tuple(x.shape)}")
-    return _finite(name, x.cpu().double())
+    return _finite(name, x)
 
 
-def _paired(a: Tensor, b: Tensor) -> Tensor:
+def _paired(a: Tensor, b: Numbers) -> Tensor:
+    b = _tensor("b", b)
     if a.shape != b.shape:
         raise ValueError(f"pairs need equal shapes; got {tuple(a.shape)} and {tuple(b.shape)}")
     return _vector("b", b)
 
 
-def _columns(name: str, x: Tensor) -> Tensor:
+def _columns(name: str, x: Numbers) -> Tensor:
+    x = _tensor(name, x)
     if x.ndim not in (1, 2):
         raise ValueError(f"{name} must have shape (n,) or (n, columns); got {tuple(x.shape)}")
-    return _finite(name, x.cpu().double()).reshape(len(x), -1).T.contiguous()
+    return _finite(name, x).reshape(len(x), -1).T.contiguous()
 
 
-def _features(name: str, x: Tensor) -> Tensor:
+def _features(name: str, x: Numbers) -> Tensor:
+    x = _tensor(name, x)
     if x.ndim != 2 or len(x) < 2:
         raise ValueError(f"{name} must have shape (n, d) with n >= 2; got {tuple(x.shape)}")
-    return _finite(name, x.cpu().double())
+    return _finite(name, x)
 
 
-def _by_group(d: Tensor, groups: Tensor | None) -> tuple[Tensor, Tensor]:
+def _by_group(d: Tensor, groups: Numbers | None) -> tuple[Tensor, Tensor]:
     """Sum and size of each group, both (g,); without groups each sample is its own."""
     if groups is None:
         return d, torch.ones_like(d)
-    if groups.shape != d.shape:
-        raise ValueError(f"groups must label each of {len(d)} samples; got {tuple(groups.shape)}")
-    _, index = groups.cpu().unique(return_inverse=True)
+    labels = groups.cpu().numpy() if isinstance(groups, Tensor) else np.asarray(groups)
+    if labels.shape != d.shape:
+        raise ValueError(f"groups must label each of {len(d)} samples; got {labels.shape}")
+    index = torch.from_numpy(np.unique(labels, return_inverse=True)[1])
     sums = d.new_zeros(2, int(index.max()) + 1)
     total, count = sums.index_add_(1, index, torch.stack([d, torch.ones_like(d)]))
     return total, count
@@ -253,8 +289,8 @@ def _root(x: Tensor) -> Tensor:
 
 
 def rounded(x: Any, places: int = 3) -> Any:
-    """A tensor, number or list of either as plain numbers of that many decimal places."""
-    if isinstance(x, Tensor):
+    """A tensor, array, number or list of these as plain numbers of that many decimal places."""
+    if isinstance(x, Tensor | np.ndarray | np.generic):
         return rounded(x.tolist(), places)
     if isinstance(x, list | tuple):
         return [rounded(v, places) for v in x]

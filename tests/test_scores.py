@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -70,9 +71,26 @@ def test_wilson_refuses_impossible_counts(k, n):
         scores.wilson(k, n)
 
 
-def test_level_is_a_probability():
-    with pytest.raises(ValueError, match="strictly between 0 and 1"):
-        scores.wilson(1, 2, 95)
+@pytest.mark.parametrize("k, n", [(0.3, 10), (3.0, 10), (3, 10.0), ("3", 10), (None, 10)])
+def test_wilson_counts_whole_numbers(k, n):
+    with pytest.raises(ValueError, match=r"k and n are whole numbers.*round\(p \* n\)"):
+        scores.wilson(k, n)
+
+
+@pytest.mark.parametrize("k", [np.int64(3), torch.tensor(3), np.array(3)])
+def test_wilson_takes_whole_numbers_of_any_library(k):
+    assert scores.wilson(k, 10) == scores.wilson(3, 10)
+    assert scores.in_words(k, 10) == scores.in_words(3, 10)
+
+
+@pytest.mark.parametrize("level", [95, 0, 1, -0.1, math.nan])
+def test_level_is_a_probability(level):
+    for interval in (
+        lambda: scores.wilson(1, 2, level),
+        lambda: scores.bootstrap([1, 2], level=level),
+    ):
+        with pytest.raises(ValueError, match="level is a probability strictly between 0 and 1"):
+            interval()
 
 
 # --- paired bootstrap --------------------------------------------------------------------------
@@ -156,6 +174,8 @@ def test_bootstrap_refuses_what_it_cannot_pair():
         scores.bootstrap(torch.zeros(5), groups=torch.ones(5))
     with pytest.raises(ValueError, match="NaN"):
         scores.bootstrap(torch.tensor([0.0, math.nan]))
+    with pytest.raises(ValueError, match="1 resample; got 3 and 0"):
+        scores.bootstrap(torch.zeros(3), resamples=0)
 
 
 # --- Holm --------------------------------------------------------------------------------------
@@ -300,3 +320,50 @@ def test_side_effect_refuses_a_zero_to_divide_by():
         scores.side_effect(x, images(2), 1.0)
     with pytest.raises(ValueError, match="NaN"):
         scores.side_effect(x * math.nan, x, 1.0)
+
+
+# --- what is given -----------------------------------------------------------------------------
+
+CALLS = {
+    "bootstrap": (lambda a, b: scores.bootstrap(a[:, 0], b[:, 0], resamples=50), (9, 2)),
+    "holm": (lambda a, b: scores.holm(a[0]), (1, 5)),
+    "ks": (scores.ks, (9, 2)),
+    "ks of one column": (lambda a, b: scores.ks(a[:, 0]), (9, 1)),
+    "frechet": (scores.frechet, (9, 2)),
+    "pixel_distance": (scores.pixel_distance, (2, 3, 4, 4)),
+    "side_effect": (lambda a, b: scores.side_effect(a, b, a), (2, 3, 4, 4)),
+}
+
+
+@pytest.mark.parametrize("call, shape", CALLS.values(), ids=CALLS)
+def test_arrays_give_what_tensors_give(call, shape):
+    a, b = (torch.rand(shape, generator=rng(s), dtype=torch.float64) for s in (0, 1))
+    wanted, arrays = torch.as_tensor(call(a, b)), [x.numpy().copy() for x in (a, b)]
+    for x in arrays:
+        x.setflags(write=False)
+    backwards = [x[::-1].copy()[::-1] for x in arrays]  # strides below zero
+    for given in (arrays, backwards):
+        assert torch.equal(torch.as_tensor(call(*given)), wanted)
+
+
+def test_groups_may_have_any_labels():
+    a, labels = normal(6), np.array(["x", "y", "x", "z", "y", "z"])
+    named = scores.bootstrap(a, groups=labels)
+    assert named == scores.bootstrap(a, groups=torch.tensor([0, 1, 0, 2, 1, 2]))
+    assert named == scores.bootstrap(a.tolist(), groups=labels.tolist())
+
+
+@pytest.mark.parametrize("bad", ["abc", None, [[1, 2], [3]], [1j], torch.ones(3) * 1j])
+def test_what_is_no_real_number_is_refused(bad):
+    calls = (scores.bootstrap, scores.holm, scores.ks, lambda x: scores.frechet(x, x))
+    for call in (*calls, lambda x: scores.pixel_distance(x, x)):
+        with pytest.raises(
+            ValueError, match="must be real numbers in a tensor, an array or a list"
+        ):
+            call(bad)
+
+
+def test_rounded_numbers_are_plain():
+    found = scores.rounded([torch.tensor([1 / 3]), np.array([2 / 3]), np.float32(0.12345), 1, "a"])
+    assert found == [[0.333], [0.667], 0.123, 1, "a"]
+    assert type(found[2]) is float
