@@ -1,6 +1,7 @@
 """The treatment: regions, doses, signs and outcomes against cases whose truth is known."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -111,15 +112,53 @@ def test_damage_inside_the_region_counts(ill):
     assert marks["outside"].max() == 0 and marks["side"].min() > 0.1
 
 
-@pytest.mark.parametrize("target", [0.02, 0.05, 0.15, 0.3])
-def test_the_dose_is_linear_between_measurements(target):
-    strengths, effects = [0.1, 0.2, 0.4], [0.03, 0.10, 0.40]
-    expected = np.interp(target, [0, *effects], [0, *strengths])
-    assert treatment.dose(strengths, effects, target) == pytest.approx(expected)
+# By hand, on straight lines through (0, 0), (.1, .03), (.2, .10), (.4, .40).
+@pytest.mark.parametrize(
+    "target, strength", [(0, 0), (0.015, 0.05), (0.03, 0.1), (0.065, 0.15), (0.25, 0.3), (0.4, 0.4)]
+)
+def test_the_dose_is_linear_between_measurements(target, strength):
+    found = treatment.dose([0.1, 0.2, 0.4], [0.03, 0.10, 0.40], target)
+    assert found == pytest.approx(strength, abs=1e-12)
 
 
 def test_a_dose_that_is_never_reached_is_the_largest():
     assert treatment.dose([0.1, 0.2], [0.01, 0.02], 0.15) == 0.2
+    assert treatment.dose([], [], 0.15) == 0
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_where_effects_rise_and_fall_the_dose_is_the_first_crossing(seed):
+    """Oracle: walking along the straight lines in small steps; `np.interp` on the whole differs."""
+    random = np.random.default_rng(seed)
+    strengths, effects = np.arange(1, 7) / 6, random.uniform(0, 1, 6)
+    walk = np.linspace(0, 1, 60_001)
+    height = np.interp(walk, [0, *strengths], [0, *effects])
+    target = 0.9 * effects.max()
+    expected = walk[(height >= target).argmax()]
+    assert treatment.dose(strengths, effects, target) == pytest.approx(expected, abs=2e-5)
+
+
+def test_a_curve_that_falls_would_mislead_np_interp():
+    strengths, effects = [1.0, 2.0, 3.0, 4.0], [0.4, 0.1, 0.5, 0.2]
+    assert treatment.dose(strengths, effects, 0.3) == pytest.approx(0.75)
+    assert np.interp(0.3, [0, *effects], [0, *strengths]) != pytest.approx(0.75)
+
+
+@pytest.mark.parametrize(
+    "strengths, effects, target",
+    [
+        ([0.1, 0.2], [0.1], 0.05),
+        ([0.2, 0.1], [0.1, 0.2], 0.05),
+        ([0.0, 0.1], [0.0, 0.2], 0.05),
+        ([0.1, math.inf], [0.1, 0.2], 0.15),
+        ([0.1, 0.2], [math.nan, 0.2], 0.15),
+        ([0.1, 0.2], [0.1, 0.2], math.nan),
+        ([0.1, 0.2], [0.1, 0.2], -0.05),
+    ],
+)
+def test_a_dose_without_a_meaning_is_refused(strengths, effects, target):
+    with pytest.raises(ValueError, match="dose needs strengths that rise from above 0"):
+        treatment.dose(strengths, effects, target)
 
 
 def test_random_directions_are_of_length_one_and_differ_between_cases_and_streams(ill):

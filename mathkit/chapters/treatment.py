@@ -245,13 +245,23 @@ def dose(strengths: Sequence[float], effects: Sequence[float], target: float) ->
     """The strength at which the mean side effect reaches `target`, linear between measurements.
 
     (0, 0) is the first point; where the target is never reached, the largest strength is returned.
+    Where the effects rise and fall it is the first crossing: `np.interp` sees the two points around
+    it, for a whole curve that falls in places would mislead it.
+    Raises ValueError unless strengths rise from above 0, with one finite effect for each, and the
+    target is >= 0.
     """
-    s0, e0 = 0.0, 0.0
-    for s, e in zip(strengths, effects, strict=True):
-        if e >= target:
-            return s0 + (s - s0) * (target - e0) / (e - e0)
-        s0, e0 = s, e
-    return s0
+    s, e = (np.array([0.0, *points]) for points in (strengths, effects))
+    rising = len(s) == len(e) and bool((np.diff(s) > 0).all())
+    if not (rising and np.isfinite([*s, *e]).all() and 0 <= target < np.inf):
+        raise ValueError(
+            "dose needs strengths that rise from above 0, one finite effect for each, and a target "
+            f">= 0; got {list(strengths)}, {list(effects)} and {target}"
+        )
+    if not (e >= target).any():
+        return float(s[-1])
+    first = int((e >= target).argmax())
+    around = slice(max(first - 1, 0), first + 1)
+    return float(np.interp(target, e[around], s[around]))
 
 
 REST = 12  # directions of the rest that the aftercare may move
