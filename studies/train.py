@@ -7,16 +7,18 @@ stored together in runs/NAME/state.pt, so an interrupted run continues where it 
 from __future__ import annotations
 
 import argparse
-import copy
 import io
-import os
+import math
 import pathlib
+import pickle
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mathkit import data, scores
 from mathkit.diffusion.hub import model_files
@@ -25,6 +27,7 @@ from mathkit.diffusion.model import linear_schedule
 from mathkit.show import puppets
 from mathkit.show.puppets import STRANGER
 from mathkit.show.reader import Reader
+from studies.runner import processes
 
 RUNS = pathlib.Path("runs")
 STATE, BEGUN = "state.pt", "begun_from.txt"
@@ -62,17 +65,19 @@ def fit(
     The rate warms up over 200 steps and falls along a cosine to rate / 20 at `steps`. The state is
     stored every `every` steps in runs/name/state.pt and picked up from there. Under torchrun each
     of the processes takes its own batches and the gradients are averaged. The average's memory
-    grows with the step, at most `average`.
+    grows with the step, at most `average`; the weights at the start are the first it has seen.
     """
     from tqdm.auto import tqdm
 
-    rank, world = _processes()
+    rank, world = processes()
     path = RUNS / name / STATE
-    mean = copy.deepcopy(net).requires_grad_(False)
+    mean = AveragedModel(net, multi_avg_fn=_growing(average)).requires_grad_(False)
+    mean.update_parameters(net)
     adam = torch.optim.AdamW(
         net.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=1e-4, fused=True
     )
     done, seen = _resume(path, net, mean, adam), 0.0
+    shared = _shared(net) if world > 1 else net
     bar = tqdm(
         range(done, steps), name, initial=done, total=steps, mininterval=10, disable=rank > 0
     )
@@ -80,62 +85,79 @@ def fit(
         for group in adam.param_groups:
             group["lr"] = learning_rate(step, steps, rate)
         batch = step * world + rank
-        value = loss(net, batch, torch.Generator().manual_seed(1_000_003 * (batch + 1)))
+        value = loss(shared, batch, torch.Generator().manual_seed(1_000_003 * (batch + 1)))
         value.backward()
-        _share_gradients(net, world)
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         adam.step()
         adam.zero_grad(set_to_none=True)
-        keep = min(average, (1 + step) / (10 + step))
-        with torch.no_grad():
-            for slow, fast in zip(mean.parameters(), net.parameters(), strict=True):
-                slow.lerp_(fast, 1 - keep)
+        mean.update_parameters(net)
         seen = value.item() if step == done else 0.98 * seen + 0.02 * value.item()
         if rank == 0 and ((step + 1) % every == 0 or step + 1 == steps):
             bar.set_postfix(loss=f"{seen:.4f}", refresh=False)
             _store(path, net, mean, adam, step + 1, steps)
-    return mean
+    return mean.module
 
 
-def _processes() -> tuple[int, int]:
-    if "WORLD_SIZE" not in os.environ:
-        return 0, 1
+def _growing(most: float) -> Callable[[Any, Any, Any], None]:
+    """How `AveragedModel` takes in the n-th weights after the first: memory n / (n + 9)."""
+
+    def take(slow: Any, fast: Any, n: Any) -> None:
+        get_ema_multi_avg_fn(min(most, int(n) / (int(n) + 9)))(slow, fast, n)
+
+    return take
+
+
+def _shared(net: nn.Module) -> nn.Module:
     if not distributed.is_initialized():
         distributed.init_process_group("gloo")
-    return distributed.get_rank(), distributed.get_world_size()
-
-
-def _share_gradients(net: nn.Module, world: int) -> None:
-    if world == 1:
-        return
-    gradients = [p.grad for p in net.parameters() if p.grad is not None]
-    flat = torch.cat([g.flatten() for g in gradients])
-    distributed.all_reduce(flat)
-    for g, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        g.copy_(part.view_as(g) / world)
+    return DistributedDataParallel(net)
 
 
 def learning_rate(step: int, steps: int, rate: float, warm: int = 200) -> float:
-    """rate * min(1, step / warm), then a cosine from rate down to rate / 20 at `steps`."""
-    wave = 0.5 * (1 + torch.cos(torch.tensor(torch.pi * min(step / steps, 1.0)))).item()
+    """rate * min(1, (step + 1) / warm) * c, where the cosine c falls from 1 to 1/20 at `steps`.
+
+    Of the step alone, so that a run goes on as if undisturbed, and to other `steps` as well. No
+    scheduler of torch says this: SequentialLR would hold the cosine back until the warm-up is over.
+    """
+    wave = 0.5 * (1 + math.cos(math.pi * min(step / steps, 1.0)))
     return rate * min(1.0, (step + 1) / warm) * (0.05 + 0.95 * wave)
 
 
-def _store(path: pathlib.Path, net: nn.Module, mean: nn.Module, adam, step: int, of: int) -> None:
-    state = {"net": net.state_dict(), "mean": mean.state_dict(), "adam": adam.state_dict()}
+def _store(
+    path: pathlib.Path,
+    net: nn.Module,
+    mean: AveragedModel,
+    adam: torch.optim.Optimizer,
+    step: int,
+    of: int,
+) -> None:
+    state = {"net": net.state_dict(), "mean": mean.module.state_dict(), "adam": adam.state_dict()}
     buffer = io.BytesIO()
     torch.save(state | {"step": step, "of": of}, buffer)
     data.store(path, buffer.getvalue())
 
 
-def _resume(path: pathlib.Path, net: nn.Module, mean: nn.Module, adam) -> int:
+def _resume(
+    path: pathlib.Path, net: nn.Module, mean: AveragedModel, adam: torch.optim.Optimizer
+) -> int:
+    """The steps done by the run stored at `path`, whose state is taken up; 0 where there is none.
+
+    Raises ValueError for a file that holds no state of this network.
+    """
     if not path.exists():
         return 0
-    state = torch.load(path, weights_only=True, map_location=next(net.parameters()).device)
-    net.load_state_dict(state["net"])
-    mean.load_state_dict(state["mean"])
-    adam.load_state_dict(state["adam"])
-    return int(state["step"])
+    try:
+        state = torch.load(path, weights_only=True, map_location=next(net.parameters()).device)
+        net.load_state_dict(state["net"])
+        mean.module.load_state_dict(state["mean"])
+        adam.load_state_dict(state["adam"])
+        done = int(state["step"])
+    except (KeyError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"{path} holds no run of this network: remove it to train anew ({error})"
+        ) from None
+    mean.n_averaged.fill_(done + 1)
+    return done
 
 
 def show(step: int, batch: int, stream: int, simple: bool = False) -> Tensor:
@@ -196,7 +218,7 @@ class DenoiserLoss:
     """
 
     def __init__(self, simple: bool = False, batch: int = 8, recent: int = 2048) -> None:
-        self.simple, self.batch, self.stride = simple, batch, _processes()[1]
+        self.simple, self.batch, self.stride = simple, batch, processes()[1]
         self._kept: list[int | None] = [None] * max(1, recent // batch)
         self._frames = self._squares = torch.empty(0)
 

@@ -1,5 +1,9 @@
 """Training: the target is the right one, and a run that stops continues to the same weights."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -110,27 +114,115 @@ def test_spoilt_images_stay_images():
 
 
 def test_the_rate_warms_up_and_falls_to_a_twentieth():
-    rates = [train.learning_rate(s, 1000, 2.0) for s in range(1000)]
-    assert rates[0] == pytest.approx(2.0 / 200) and max(rates) > 1.8
-    assert rates[-1] == pytest.approx(0.1, rel=0.01)
-    assert all(b <= a for a, b in zip(rates[200:], rates[201:], strict=False))
+    """By hand: the cosine stands at 1, 1/2 and 0 at the beginning, half-way and at the end."""
+    rates = [train.learning_rate(s, 1000, 2.0) for s in range(1001)]
+    assert rates[0] == pytest.approx(2.0 / 200)
+    assert rates[500] == pytest.approx(2.0 * 0.525) and rates[1000] == pytest.approx(0.1)
+    assert rates[49] == pytest.approx(0.25 * (2.1 - rates[951]))  # a quarter of the warm-up
+    assert all(b < a for a, b in zip(rates[200:], rates[201:], strict=False))
 
 
 @pytest.fixture
 def tiny(monkeypatch, tmp_path):
     monkeypatch.setattr(train, "RUNS", tmp_path)
 
-    def run(name, steps):
+    def run(name, steps, stop=None, every=5, **how):
         torch.manual_seed(0)
         net = nn.Linear(6, 6)
 
         def loss(net, batch, draw):
+            if batch == stop:
+                raise KeyboardInterrupt
             x = torch.randn(16, 6, generator=draw)
             return (net(x) - x.flip(1)).square().mean()
 
-        return train.fit(net, loss, name, steps, 1e-2, every=5)
+        return train.fit(net, loss, name, steps, 1e-2, every=every, **how)
 
     return run
+
+
+def test_a_run_that_is_stopped_goes_on_as_if_undisturbed(tiny):
+    for stop in (13, 17):
+        with pytest.raises(KeyboardInterrupt):
+            tiny("stopped", 20, stop)
+    state = torch.load(train.RUNS / "stopped" / train.STATE)
+    assert state["step"] == 15 and state["of"] == 20
+    stopped, whole = tiny("stopped", 20), tiny("whole", 20)
+    assert torch.equal(stopped.weight, whole.weight) and torch.equal(stopped.bias, whole.bias)
+    ends = [torch.load(train.RUNS / name / train.STATE) for name in ("stopped", "whole")]
+    for name in ("net", "mean"):
+        assert torch.equal(ends[0][name]["weight"], ends[1][name]["weight"])
+
+
+def test_the_average_remembers_more_the_longer_it_lasts_up_to_its_limit(tiny, monkeypatch):
+    """Oracle: the sum written out in float64, from the weights after every step."""
+    met = []
+
+    def keep(path, net, mean, *rest):
+        met.append((net.weight.detach().double(), mean.module.weight.double()))
+
+    monkeypatch.setattr(train, "_store", keep)
+    found = tiny("run", 30, average=0.7, every=1).weight
+    torch.manual_seed(0)
+    slow = nn.Linear(6, 6).weight.detach().double()
+    for n, (fast, mean) in enumerate(met, 1):
+        memory = min(0.7, n / (n + 9))
+        slow = memory * slow + (1 - memory) * fast
+        assert torch.allclose(mean, slow, atol=1e-6)
+    assert len(met) == 30 and torch.equal(found.double(), mean) and not found.requires_grad
+
+
+@pytest.mark.parametrize("fault", ["empty", "text", "another net", "a part"])
+def test_a_file_that_holds_no_run_of_this_network_is_refused(tiny, fault):
+    tiny("run", 5)
+    state = train.RUNS / "run" / train.STATE
+    if fault in ("empty", "text"):
+        state.write_bytes(b"" if fault == "empty" else b"weights")
+    else:
+        kept = torch.load(state)
+        other = {"net": nn.Linear(3, 3).state_dict()}
+        torch.save(kept | other if fault == "another net" else {"net": kept["net"]}, state)
+    with pytest.raises(ValueError, match="holds no run of this network: remove it"):
+        tiny("run", 10)
+
+
+TWO = """
+import pathlib, sys
+import torch
+from torch import nn
+from studies import train
+
+train.RUNS = pathlib.Path(sys.argv[1])
+torch.manual_seed(0)
+
+
+def one(net, batch):
+    x = torch.randn(16, 6, generator=torch.Generator().manual_seed(batch))
+    return (net(x) - x.flip(1)).square().mean()
+
+
+def both(net, batch, draw):
+    return (one(net, 2 * batch) + one(net, 2 * batch + 1)) / 2
+
+
+shared = sys.argv[2] == "shared"
+train.fit(nn.Linear(6, 6), (lambda n, b, d: one(n, b)) if shared else both, sys.argv[2], 30, 1e-2)
+"""
+
+
+@pytest.mark.long
+def test_two_processes_train_on_the_mean_of_their_gradients(tmp_path):
+    script = tmp_path / "two.py"
+    script.write_text(TWO)
+    several = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    for name, head in (("shared", several), ("alone", ())):
+        words = [sys.executable, *head, str(script), str(tmp_path), name]
+        path = os.environ | {"PYTHONPATH": os.getcwd()}
+        done = subprocess.run(words, env=path, text=True, capture_output=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (torch.load(tmp_path / name / train.STATE) for name in ("alone", "shared"))
+    for name in ("net", "mean"):
+        assert torch.allclose(one[name]["weight"], two[name]["weight"], atol=1e-5)
 
 
 def test_a_run_that_stops_continues_to_the_same_weights(tiny):
