@@ -40,6 +40,12 @@ TRIED = 6
 SPAN = 10  # directions of h in the span on which a carried one is projected
 # What no rule has to turn round: its sign is part of what it is told.
 GIVEN = ("carried", "another", "noise", "reader", "oracle", "counterfactual")
+WORDS = {
+    "kind": ("random", "h", "pooled", "mean", "span", "aimed", *GIVEN),
+    "lift": ("isometry", "pinv", "pull"),
+    "edit": ("move", "guide", "shoot", "inject"),
+    "supervision": ("none", "click", "region", "labels", "truth"),
+}
 Kept = Mapping[str, Tensor]
 
 
@@ -47,27 +53,33 @@ Kept = Mapping[str, Tensor]
 class Row:
     """One row of the treatment table: how its direction of x_t is found, and what is done with it.
 
+    Plain data, as the committed protocol lists it; every word is one of WORDS.
+
     kind: what the candidates are.
-      "random": drawn; "noise": none, fresh noise instead;
-      "h", "pooled", "mean": the top right singular vectors of the encoder, of the encoder with h
-      summed over its places, of the posterior mean; "span": `among` random orthonormal vectors of
-      the span of the top TRIED of "mean";
-      "aimed": J^T (average - E), the way to the average puppet pulled back through the Jacobian of
-      the posterior mean E, one VJP; under the key "noise" a random way in its place; clip: the
-      length of this pull from which on a step is whole, a shorter one makes it as much shorter
-      (gradient clipping; 0: every step is whole);
-      "carried": the directions of h kept under `key`, lifted to x_t; "another": another sample's
-      direction of x_t as it is;
-      "reader", "oracle", "counterfactual": references, see `reference`.
-    masked: the map, or what is pulled, keeps only the region's pixels. rest: r', the directions of
-    the map to the rest that are projected out. among: of how many candidates the rule of
-    `direction` chooses; 1 takes the first. lift: how a carried u becomes v, "isometry" or "pinv"
-    (`mk.transport`) or "pull", J^T u. sign: -1 goes the wrong way on purpose. t: the time of the
-    edit, None the common one. edit: "move", "guide", "shoot", "inject"; normalised: eq. 4 of
-    2302.12469 afterwards; after: times of the aftercare (`treatment.settle`); course: those of them
-    at which the step is taken again, along the direction found there; boost: below this time the
-    way down is stochastic, eta = 1.
+        "random": drawn. "noise": none, fresh noise instead.
+        "h", "pooled", "mean": the top right singular vectors of the encoder, of the encoder with h
+        summed over its places, of the posterior mean.
+        "span": random orthonormal vectors of the span of the top TRIED of "mean".
+        "aimed": J^T (average - E), the way to the average puppet pulled back through the Jacobian
+        of the posterior mean E, one VJP; under the key "noise" a random way in its place.
+        "carried": the directions of h kept under `key`, lifted to x_t. "another": another sample's
+        direction of x_t as it is.
+        "reader", "oracle", "counterfactual": references, see `reference`.
+    masked: the map, or what is pulled, keeps only the region's pixels.
+    rest: r', the directions of the map to the rest that are projected out.
+    among: of how many candidates the rule of `direction` chooses; 1 takes the first.
     supervision: what the rule is told beyond x_t and the average puppet.
+    key: of the kept directions, see kind.
+    lift: how a carried u becomes v, "isometry" or "pinv" (`mk.transport`) or "pull", J^T u.
+    sign: -1 goes the wrong way on purpose.
+    t: the time of the edit, None the common one.
+    edit: how far it goes along v, by the functions of these names.
+    normalised: eq. 4 of 2302.12469 afterwards.
+    after: times of the aftercare (`treatment.settle`).
+    course: those of them at which the step is taken again, along the direction found there.
+    boost: below this time the way down is stochastic, eta = 1.
+    clip: the length of an aimed row's pull from which on a step is whole, a shorter one makes it as
+        much shorter (gradient clipping); 0: every step is whole.
     """
 
     name: str
@@ -90,6 +102,12 @@ class Row:
     def __post_init__(self) -> None:
         for name in ("after", "course"):  # JSON gives lists
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name, words in WORDS.items():
+            if getattr(self, name) not in words:
+                raise ValueError(
+                    f"row {self.name!r}: {name} is one of {', '.join(words)}; "
+                    f"got {getattr(self, name)!r}"
+                )
         if not set(self.course) <= set(self.after) or (self.course and self.edit != "move"):
             raise ValueError(f"row {self.name!r}: a course is of moves, at times given by after")
         if self.clip and (self.clip < 0 or (self.kind, self.edit) != ("aimed", "move")):
@@ -161,16 +179,13 @@ def _kept(p: Model, case: Cases, row: Row, kept: Kept | None) -> Tensor:
 @functools.lru_cache(maxsize=16)
 def local_directions(p: Model, case: Cases, kind: str, masked: bool, k: int) -> Tensor:
     """The top k right singular vectors at x_t of the encoder ("h", "pooled") or of the posterior
-    mean ("mean")."""
+    mean ("mean"), which alone can be masked."""
     if kind == "mean":
         A = mean_map(p, case)
-    elif kind in ("h", "pooled"):
-        if not masked and k <= SPAN and kind == "h":
-            return encoder_svd(p, case, SPAN).V[:k]
-        A = jacobian(encoder(p, case.t, "sum" if kind == "pooled" else None), case.xt)
-    else:
-        raise ValueError(f"no row is of kind {kind!r}")
-    return svd(inside(case) @ A if masked and kind == "mean" else A, k).V
+        return svd(inside(case) @ A if masked else A, k).V
+    if kind == "h" and k <= SPAN:
+        return encoder_svd(p, case, SPAN).V[:k]
+    return svd(jacobian(encoder(p, case.t, "sum" if kind == "pooled" else None), case.xt), k).V
 
 
 def reference(p: Model, case: Cases, kind: str) -> Tensor:
@@ -252,9 +267,7 @@ def _moved(p: Model, case: Cases, row: Row, v: Tensor, strength: float) -> Tenso
         return guide(p, case.xt, case.t, v, strength, GUIDED_STEPS)[-1]
     if row.edit == "shoot":
         return geodesic(_shot_map(p, case, row), case.xt, v, strength, GUIDED_STEPS, k=TRIED)[-1]
-    if row.edit == "move":
-        return _plain_step(p, row, case.xt, case.t, v, strength)
-    raise ValueError(f'edit is "move", "guide", "shoot" or "inject", got {row.edit!r}')
+    return _plain_step(p, row, case.xt, case.t, v, strength)
 
 
 def _shot_map(p: Model, case: Cases, row: Row) -> Callable[[Tensor], Tensor]:
