@@ -6,7 +6,10 @@ import json
 import pytest
 import torch
 from conftest import make_tiny_unet
+from scipy.linalg import subspace_angles
+from sklearn.decomposition import PCA
 
+import mathkit as mk
 from mathkit import data
 from mathkit.chapters import treatment
 from mathkit.diffusion import model, networks
@@ -132,9 +135,18 @@ def test_what_is_learnt_on_development_samples(learnt):
         "pca": (6, 8, 8, 8),
         "difference": (1, 8, 8, 8),
     }
+    f, xt = mk.encoder(p, rows.EDIT_TIME), treatment.trajectory(p, 1, range(50), rows.EDIT_TIME)
+    with torch.no_grad():
+        h = f(xt)
+    difference = h[1::2].mean(0) - h[::2].mean(0)
+    assert torch.allclose(kept["difference"][0], difference, atol=1e-4)
     axes = kept["pca"].flatten(1)
+    found = PCA(6, svd_solver="full").fit(h.flatten(1).numpy()).components_
+    assert subspace_angles(axes.T.numpy(), found.T).max() < 0.02
     assert torch.allclose(axes @ axes.T, torch.eye(6), atol=1e-3)
-    assert torch.allclose(kept["clicked"].flatten(1).norm(dim=1), torch.ones(3), atol=1e-4)
+    for u, v, i in zip(kept["clicked"], kept["clicked x"], (0, 2, 4), strict=True):
+        image = mk.jacobian(f, xt[i : i + 1]).push(v[None])[0]
+        assert torch.allclose(u, image / image.norm(), atol=1e-3)
 
 
 def test_what_one_process_finds_is_kept_for_the_others(tmp_path):
@@ -170,6 +182,8 @@ def test_the_treatment_always_on_reads_before_and_after(learnt):
         assert len(mild["before"][name]) == len(mild["after"][name]) == figures
         assert mild["before"][name] == strong["before"][name] != strong["after"][name]
     assert mild["after"]["factors"] == pytest.approx(mild["before"]["factors"], abs=5e-3)
+    image = mk.sample(p, seed=runner.TEST_FROM + 1, index=[2]).clamp(-1, 1)
+    assert mild["before"]["factors"] == pytest.approx(mk.read_factors(image)[0, :11], abs=2e-3)
 
 
 def test_there_is_no_trial_without_a_protocol(monkeypatch):
