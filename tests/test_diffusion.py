@@ -12,7 +12,7 @@ import mathkit as mk
 from mathkit.diffusion.gaussian import GaussianModel
 from mathkit.diffusion.model import linear_schedule
 from mathkit.diffusion.networks import UNetModel
-from mathkit.diffusion.sampling import ddim_step, start
+from mathkit.diffusion.sampling import ddim_step, noised, start
 
 STEPS = 20
 PREDICTIONS = ["epsilon", "v_prediction", "sample"]
@@ -230,6 +230,63 @@ def test_noise_added_depends_on_seed_and_index_alone() -> None:
     assert torch.equal(mk.denoise(g, xt, 500, 6, seed=3), mk.denoise(g, xt, 500, 6, seed=4))
 
 
+def test_no_noise_added_is_the_start_s_own_nor_comes_twice() -> None:
+    """A network that answers 0 leaves sqrt(then / abar) x_t + s z: z can be read off."""
+    p, n = UNetModel(Network(lambda x, t: 0 * x), linear_schedule()), 800
+    index, path = range(n), []
+    xt = start(p, 3, index)
+    mk.denoise(p, xt, 999, 4, eta=1.0, seed=3, index=index,
+               callback=lambda i, t, x: path.append((t, x)))  # fmt: skip
+    draws, now, x = [xt], 999, xt
+    for then, y in path[:-1]:  # the last step, to the clean image, adds none
+        a, b = (float(p.alphas_cumprod[t]) for t in (now, then))
+        z = (y - (b / a) ** 0.5 * x) / ((1 - b) / (1 - a) * (1 - a / b)) ** 0.5
+        assert abs(float(z.std()) - 1) < 0.1
+        draws.append(z)
+        now, x = then, y
+    assert len(draws) == 4
+    rows = torch.nn.functional.normalize(torch.stack(draws).flatten(1))
+    assert (rows @ rows.T - torch.eye(4)).abs().max() < 6 / xt.numel() ** 0.5
+
+
+def test_seed_and_index_are_two_keys() -> None:
+    g = GaussianModel(torch.zeros(64), torch.eye(64))
+    starts = torch.cat([start(g, s, range(6)) for s in range(6)])
+    rows = torch.nn.functional.normalize(starts)
+    assert (rows @ rows.T - torch.eye(36)).abs().max() < 6 / 8
+
+
+def test_the_noise_of_the_steps_leaves_the_global_generator_alone() -> None:
+    g, before = gaussian(torch.float32), torch.get_rng_state()
+    mk.denoise(g, torch.zeros(2, *SHAPE), 500, 4, eta=1.0)
+    noised(g, torch.zeros(2, *SHAPE), 500, 3)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_noised_is_the_forward_process_with_the_noise_of_its_seed() -> None:
+    g, x0 = gaussian(), torch.randn(2, *SHAPE, dtype=torch.float64)
+    noises = [noised(g, 0 * x0, 500, seed) for seed in (0, 1)]
+    assert not torch.allclose(*noises)
+    for t in (0, 500, 999):
+        a, b = (float(g.alphas_cumprod[s]) for s in (t, 500))
+        e = noises[1] / (1 - b) ** 0.5
+        torch.testing.assert_close(noised(g, x0, t, 1), a**0.5 * x0 + (1 - a) ** 0.5 * e)
+
+
+def test_a_step_that_adds_all_the_noise_there_is_stays_real() -> None:
+    """eta = 1 to a level a few roundings below the clean image: what is left for eps,
+    1 - then - s^2, may come out below 0, and its root would be a complex number."""
+    x, eps, z = torch.randn(3, 1, *SHAPE, dtype=torch.float64)
+    less = 0
+    for then in (1 - i * 2.0**-53 for i in range(1, 8)):
+        for abar in np.linspace(0.001, 0.999, 499).tolist():
+            less += 1 - then - (1 - then) / (1 - abar) * (1 - abar / then) < 0
+            clean = (x - (1 - abar) ** 0.5 * eps) / abar**0.5
+            y = ddim_step(x, eps, abar, then, 1.0, z)
+            torch.testing.assert_close(y, clean, rtol=0, atol=1e-6)
+    assert less, "the fault this test is for"
+
+
 def test_boosting_adds_noise_below_its_time_alone() -> None:
     g, xt = gaussian(torch.float32), torch.randn(2, *SHAPE)
     paths: list[list[tuple[int, Tensor]]] = [[], []]
@@ -282,6 +339,26 @@ def test_posterior_mean_s_jacobian_is_its_finite_difference(
     mk.check_adjoint(A)
 
 
+def test_another_grid_takes_the_place_of_steps(unet: UNetModel) -> None:
+    xt, seen = torch.randn(2, *unet.shape), []
+    grid = mk.timesteps(unet, 700, 4)
+    same = mk.denoise(unet, xt, 700, times=grid)
+    torch.testing.assert_close(same, mk.denoise(unet, xt, 700, steps=4))
+    mk.denoise(unet, xt, 700, times=[700, 650, 3], callback=lambda i, t, x: seen.append(t))
+    assert seen == [650, 3, -1]
+
+
+@pytest.mark.parametrize(
+    "times", [[], [600, 300], [800, 700, 0], [700, 700, 0], [700, 300, 300], [700, 300, 400]]
+)
+def test_a_grid_falls_from_t(unet: UNetModel, times: list[int]) -> None:
+    with pytest.raises(ValueError, match="times fall from t = 700"):
+        mk.denoise(unet, torch.randn(1, *unet.shape), 700, times=times)
+    for beyond in ([700, -1], [700, 0.5], [1000, 0]):
+        with pytest.raises(ValueError, match="t runs from|t is an integer"):
+            mk.denoise(unet, torch.randn(1, *unet.shape), 700, times=beyond)
+
+
 def test_inference_mode_samples_the_same(unet: UNetModel) -> None:
     with torch.inference_mode():
         inside = mk.sample(unet, 1, steps=2).clone()
@@ -332,6 +409,17 @@ def test_bad_input_is_refused(case: str) -> None:
     act, message = BAD[case]
     with pytest.raises(ValueError, match=message):
         act(UNetModel(Network(lambda x, t: x * 0.1), linear_schedule()))
+
+
+@pytest.mark.parametrize("t", [0, 600])
+def test_an_overflow_in_the_last_step_is_said_too(t: int) -> None:
+    """No network looks at what the last step gives."""
+    p = UNetModel(
+        Network(lambda x, at: 1e30 * 1e30 * (at == t).view(-1, 1, 1, 1)), linear_schedule()
+    )
+    run = (lambda x: mk.denoise(p, x, 600, 3)) if t == 0 else (lambda x: mk.invert(p, x, 600, 3))
+    with pytest.raises(ValueError, match="(x_0|x_t) holds NaN or infinity"):
+        run(torch.zeros(2, *SHAPE))
 
 
 def test_a_trajectory_that_overflows_is_said() -> None:

@@ -192,6 +192,50 @@ def triple(U):
     return U, torch.ones(len(U)), span(len(U))
 
 
+def holding(share, k, m):
+    """A direction of R^m of which a span of k axes holds `share`, and that span as U, S, V."""
+    axes = torch.eye(m)
+    u = share**0.5 * axes[:1] + (1 - share) ** 0.5 * axes[-1:]
+    return (u, torch.ones(1), u), (axes[:k], torch.ones(k), axes[:k])
+
+
+@pytest.mark.parametrize(
+    "k, m, least",
+    [(3, 100, 5 * 3 / 100), (1, 50, 5 / 50), (3, 4, (1 + 3 / 4) / 2), (30, 100, (1 + 0.3) / 2)],
+)
+def test_transport_warns_up_to_five_times_chance_or_halfway_from_chance_to_one(k, m, least):
+    with pytest.warns(UserWarning, match="is kept, chance is"):
+        mk.transport(*holding(0.99 * least, k, m), 0)
+    v, kept = mk.transport(*holding(1.01 * least, k, m), 0)  # a warning would be an error
+    assert kept == pytest.approx(1.01 * least) and torch.equal(v, torch.eye(m)[0])
+
+
+@pytest.mark.parametrize("lift", ["isometry", "pinv"])
+def test_however_little_is_kept_it_is_carried_and_nothing_is_not(lift):
+    for length in (1e-3, 1e-5):
+        with pytest.warns(UserWarning, match="is kept"):
+            v, kept = mk.transport(*holding(length**2, 3, 20), 0, lift)
+        assert kept == pytest.approx(length**2) and torch.equal(v, torch.eye(20)[0])
+    with pytest.raises(ValueError, match="nothing"):
+        mk.transport(*holding(1e-7**2, 3, 20), 0, lift)
+
+
+@pytest.mark.parametrize("apart", [1e-4, 1e-7])
+def test_rows_that_nearly_coincide_still_span_a_plane(apart):
+    a, b, c = span(3)
+    found = principal_angles(torch.stack([a, a + apart * b]), torch.stack([b, c]))
+    torch.testing.assert_close(found, torch.tensor([0.0, math.pi / 2]), atol=1e-7, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_means_come_in_the_type_of_the_bases(dtype):
+    bases = [span(3).to(dtype).reshape(3, 4, 5) for _ in range(4)]
+    for average in (mean_subspace, matched_average):
+        directions, shares = average(bases)
+        assert directions.dtype == dtype and directions.shape == (3, 4, 5)
+        assert shares.dtype == torch.float64
+
+
 @pytest.mark.parametrize(
     "call, words",
     [

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import mathkit as mk
-from mathkit.diffusion.edits import geodesic, great_circle, h_step, response
+from mathkit.diffusion.edits import geodesic, great_circle, h_step, paths_between, response
 from mathkit.diffusion.encoder import MAPS, bottleneck, replacing
 from mathkit.diffusion.gaussian import GaussianModel
 from mathkit.diffusion.model import linear_schedule
@@ -231,6 +231,29 @@ def test_guidance_goes_to_plus_v_also_where_kappa_is_negative() -> None:
     assert (((y[-1] - xt) * v).flatten(1).sum(1) > 0).all()
 
 
+def test_the_sign_of_guidance_is_chosen_once() -> None:
+    """eps = -cos(pi <x, v>) v / 2, so kappa = cos(pi <x, v>): positive at x_t, where v leads on,
+    and negative after a step, where the published rule turns back, as its gamma keeps its sign."""
+    v = torch.nn.functional.normalize(torch.randn(6, dtype=torch.float64), dim=0).view(SHAPE)
+
+    def along(x: Tensor) -> Tensor:
+        return (x * v).flatten(1).sum(1).view(-1, 1, 1, 1)
+
+    p = UNetModel(
+        Network(lambda x, t: -(torch.pi * along(x)).cos() / 2 * v).double(), linear_schedule()
+    )
+    far = torch.randn(6, dtype=torch.float64).view(1, *SHAPE)
+    xt = far - along(far) * v
+    xt = xt / xt.norm()
+    for strength in (1.6, -1.6):
+        y = mk.guide(p, xt, T, v, strength, 2)
+        reach = 0.8 if strength > 0 else -0.8
+        torch.testing.assert_close(kappa(p, xt, T, v), torch.ones(1).double())
+        assert kappa(p, y[1], T, v) < 0
+        expected = torch.tensor([0.0, reach, -2 * reach], dtype=torch.float64)
+        torch.testing.assert_close(along(y[:, 0] - xt).flatten(), expected, rtol=0, atol=1e-9)
+
+
 def test_guidance_calls_the_network_twice_a_step() -> None:
     network = Network(lambda x, t: 0.5 * x)
     p = UNetModel(network, linear_schedule())
@@ -272,6 +295,45 @@ def test_edits_that_cannot_reach_their_length_are_refused() -> None:
         mk.move(p, xt, T, xt, 0.1, 3)
     with pytest.raises(ValueError, match="eps does not change along v"):
         mk.guide(p, xt, T, V, 0.1, 3)
+
+
+@pytest.mark.parametrize("angle", [0.2, 0.01])
+def test_a_direction_nearly_along_x_t_moves_on_the_same_circle(angle: float) -> None:
+    """cos(a) x + sin(a) w leads where w does, down to a thousandth; below there is no such w."""
+    p = isotropic()
+    x, w = torch.linalg.qr(torch.randn(6, 2, dtype=torch.float64)).Q.T.view(2, 1, *SHAPE)
+    near = torch.tensor(angle).cos() * x + torch.tensor(angle).sin() * w
+    torch.testing.assert_close(
+        mk.move(p, x, T, near[0], 0.5, 3), mk.move(p, x, T, w[0], 0.5, 3), rtol=0, atol=1e-8
+    )
+    with pytest.raises(ValueError, match="parallel to x_t"):
+        mk.move(p, x, T, (x + 1e-5 * w)[0], 0.5, 3)
+
+
+def test_a_move_reaches_the_other_side_and_no_farther() -> None:
+    p = isotropic()
+    x, v = noise(p, 2), noise(p)[0]
+    torch.testing.assert_close(mk.move(p, x, T, v, 2.0, 1)[1], -x)
+    with pytest.raises(ValueError, match=r"strength\| <= 2"):
+        mk.move(p, x, T, v, 2.0001, 1)
+
+
+def test_one_item_that_cannot_be_edited_is_not_passed_over() -> None:
+    """The other can: a direction across x_t, an eps that changes."""
+    p = UNetModel(Network(lambda x, t: x * (x[:, :1, :1, :1] > 0)).double(), linear_schedule())
+    x = torch.ones(2, *SHAPE).double()
+    v = torch.randn(2, *SHAPE).double()
+    v[:, 0, 0, 0] = 0
+    x[1, 0, 0, 0] = -1
+    with pytest.raises(ValueError, match="eps does not change along v"):
+        mk.guide(p, x, T, v, 0.1, 2)
+    mk.guide(p, x[:1], T, v[:1], 0.1, 2)
+    v[1] = 2 * x[1]
+    with pytest.raises(ValueError, match="parallel to x_t"):
+        mk.move(p, x, T, v, 0.1, 2)
+    v[1] = 0
+    with pytest.raises(ValueError, match="v is zero"):
+        mk.move(p, x, T, v, 0.1, 2)
 
 
 def test_the_step_of_h_is_where_h_goes_along_v_and_as_long(p64: UNetModel) -> None:
@@ -463,6 +525,39 @@ def test_statistics_of_channels_are_each_restored(p64: UNetModel) -> None:
     with torch.no_grad():
         whole, each = (mk.normalise(p64, y, T, x, kappa=0.0, channels=c) for c in (False, True))
     assert not torch.allclose(whole, each)
+
+
+def test_a_flat_posterior_mean_has_no_statistics_to_restore() -> None:
+    p = isotropic()
+    x, flat = noise(p, 2), torch.ones(2, *SHAPE).double()
+    flat[1] = x[1]
+    with pytest.raises(ValueError, match="posterior mean of y is flat"):
+        mk.normalise(p, flat, T, x)
+
+
+def test_a_network_in_half_precision_answers_in_the_type_of_x_t(tiny_unet: Any) -> None:
+    p = UNetModel(tiny_unet.bfloat16(), linear_schedule())
+    x = torch.randn(1, *p.shape)
+    for f in (mk.encoder(p, T), mk.encoder(p, T, pool="sum"), mk.posterior_mean(p, T)):
+        h = f(x)
+        assert h.dtype == torch.float32 and h.is_contiguous() and f(x.bfloat16()).dtype == p.dtype
+
+
+def test_three_ways_join_points_at_any_angle_but_none_and_a_half_turn() -> None:
+    a, b = torch.linalg.qr(torch.randn(5, 2, dtype=torch.float64)).Q.T.view(2, 1, 5)
+    M = torch.randn(7, 5, dtype=torch.float64)
+    for angle in (0.01, 1.0, 3.13):
+        to = torch.tensor(angle, dtype=torch.float64)
+        y = 2 * (to.cos() * a + to.sin() * b)
+        paths, _ = paths_between(lambda x: x @ M.T, a, y, 4, 5)
+        ends = {name: way[-1] for name, way in paths.items()}
+        torch.testing.assert_close(ends["lerp"], y[0])
+        torch.testing.assert_close(ends["slerp"], y[0])
+        sizes = paths["slerp"].norm(dim=1)
+        torch.testing.assert_close(sizes, torch.linspace(1, 2, 5, dtype=torch.float64))
+    for none in (a, -a, a + 1e-6 * b):
+        with pytest.raises(ValueError, match="no great circle"):
+            paths_between(lambda x: x @ M.T, a, none, 4, 5)
 
 
 @pytest.mark.parametrize(

@@ -246,6 +246,25 @@ def test_out_of_memory_for_one_direction_is_said(sizes):
         A.push(torch.randn(3, 4))
 
 
+def test_a_norm_of_channels_that_lie_together_goes_in_one_batch(sizes):
+    """Torch cannot batch its pull in that layout, and a chunk that fails is halved down to one."""
+    norm, V, x = nn.GroupNorm(2, 4), rows(5, (4, 3, 3)), torch.randn(1, 4, 3, 3)
+    A = mk.jacobian(lambda x: norm(x.contiguous(memory_format=torch.channels_last)), x)
+    sizes.clear()
+    pushed, pulled = A.push(V), A.pull(V)
+    assert sizes == [5, 5]
+    one_by_one = torch.func.jacrev(norm)(x)[0, :, :, :, 0].flatten(3).flatten(0, 2)
+    torch.testing.assert_close(pushed.flatten(1), V.flatten(1) @ one_by_one.T)
+    torch.testing.assert_close(pulled.flatten(1), V.flatten(1) @ one_by_one)
+
+
+def test_a_solver_is_told_the_same_whatever_the_chunk():
+    """So that an answer does not depend on how much memory there was."""
+    f, x = torch.sin, torch.zeros(1, 4)
+    whole = mk.jacobian(f, x).batch
+    assert whole > 3 and all(mk.jacobian(f, x, chunk).batch == whole for chunk in (1, 3, 10**9))
+
+
 @pytest.mark.parametrize("chunk", [0, -1, 1.5, "all", True, None])
 def test_chunk_is_auto_or_a_count(chunk):
     with pytest.raises(ValueError, match="chunk"):
@@ -290,6 +309,12 @@ def test_a_derivative_that_is_not_finite_is_never_silent():
             run(torch.ones(1, 3))
     with pytest.raises(ValueError, match="not finite"):
         mk.jacobian(torch.sin, torch.ones(1, 3)).push(torch.full((1, 3), math.nan))
+
+
+def test_derivatives_whose_sum_overflows_are_finite_all_the_same():
+    A = mk.jacobian(lambda x: 3e38 * x, torch.zeros(1, 4))
+    for run in (A.push, A.pull):
+        assert torch.equal(run(torch.eye(4)), 3e38 * torch.eye(4))
 
 
 def test_an_output_object_and_a_batch_norm_that_learns(tiny_unet_double):
@@ -451,6 +476,18 @@ def test_coarse_is_for_one_thread_and_float32(cudnn):
         f, x = conv().double(), torch.randn(1, 4, 8, 8, dtype=torch.float64)
         mk.jacobian(f, x).push(x)
     assert not cudnn and not convolution._coarse.get()
+
+
+def test_an_error_inside_coarse_leaves_nothing_rounded():
+    for allowed in (True, False):
+        with pytest.raises(ZeroDivisionError), convolution.coarse(allowed):
+            assert convolution.is_coarse() is allowed
+            raise ZeroDivisionError
+        assert not convolution.is_coarse()
+    with convolution.coarse():
+        with convolution.coarse(False):
+            assert not convolution.is_coarse()
+        assert convolution.is_coarse()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -12,6 +12,7 @@ from torch import Tensor
 import mathkit as mk
 from mathkit.diffusion import model, networks
 from mathkit.diffusion.encoder import MAPS
+from mathkit.linear import jacobian
 from mathkit.linear._tape import convolution
 from mathkit.linear._tape.tape import Tape
 from mathkit.tools import lockstep
@@ -79,6 +80,45 @@ def test_searches_of_unequal_length_and_out_of_step(p: Any) -> None:
     for point, r in zip(x, side_by_side(f, x, search), strict=True):
         exact = mk.svd(mk.jacobian(f, point[None]), len(r.S)).S
         torch.testing.assert_close(r.S, exact, rtol=0, atol=2e-3 * float(exact[0]))
+
+
+def test_the_answers_keep_the_type_of_the_points() -> None:
+    M = torch.linalg.qr(torch.randn(40, 40, dtype=torch.float64)).Q * 0.7 ** torch.arange(40)
+    x = torch.randn(3, 40, dtype=torch.float64)
+    for point, r in zip(x, side_by_side(lambda x: (x @ M.T).sin(), x, tight), strict=True):
+        exact = torch.linalg.svdvals((M @ point).cos()[:, None] * M)
+        assert {part.dtype for part in (*r, r.residuals)} == {torch.float64}
+        torch.testing.assert_close(r.S, exact[:3], rtol=1e-9, atol=0)
+
+
+def tight(A: mk.LinearMap) -> Any:
+    return mk.svd(A, 3, tol=1e-10)
+
+
+def test_passes_are_not_rounded_by_autocast() -> None:
+    M = torch.linalg.qr(torch.randn(40, 40)).Q * 0.7 ** torch.arange(40)
+
+    def f(x: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return (x @ M.T).sin()
+
+    x = torch.randn(3, 40)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = side_by_side(f, x, five)
+    for point, r in zip(x, found, strict=True):
+        exact = torch.linalg.svdvals(((M @ point).cos()[:, None] * M).double())
+        torch.testing.assert_close(r.S.double(), exact[:5], rtol=0, atol=1e-4 * float(exact[0]))
+
+
+def test_no_pass_takes_more_directions_than_keep_the_device_busy(
+    calls: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = torch.randn(3, 12)
+    monkeypatch.setitem(jacobian.Chunk.TAPED, "cpu", 4 * 2 * x.numel())  # four of each point
+    V = torch.randn(9, 12)
+    for point, pushed in zip(x, side_by_side(torch.sin, x, lambda A: A.push(V)), strict=True):
+        torch.testing.assert_close(pushed, V * point.cos())
+    assert max(calls) <= 4 * 3 and sum(calls) >= 9 * 3
 
 
 def test_where_f_has_no_tape_it_is_one_at_a_time() -> None:

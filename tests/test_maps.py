@@ -137,6 +137,13 @@ def test_results_carry_no_graph():
     assert not B.push(torch.randn(1, 2, requires_grad=True)).requires_grad
 
 
+def test_what_comes_back_as_it_went_in_carries_no_graph_either():
+    same, V = mk.LinearMap(lambda V: V, lambda U: U, 2, 2), torch.randn(1, 2, requires_grad=True)
+    for A in (same, same @ same):
+        assert not A.push(V).requires_grad and not A.pull(V).requires_grad
+    assert V.requires_grad
+
+
 def test_a_shape_that_does_not_fit_says_what_does():
     A = mk.matrix(torch.randn(3, 4))
     with pytest.raises(ValueError, match=r"push takes rows \(k, 4\).*v\[None\]"):
@@ -583,6 +590,21 @@ def test_a_map_on_a_gpu_takes_and_gives():
         torch.testing.assert_close(A.push(torch.eye(4)).cpu(), M.T)
 
 
+@pytest.mark.parametrize("default", [torch.float32, torch.float64])
+def test_random_rows_are_the_same_in_every_type_and_never_coarser_than_float32(default):
+    before, drawn = torch.get_default_dtype(), {}
+    torch.set_default_dtype(default)
+    try:
+        for dtype in (*FLOATS, None):
+            A = mk.LinearMap(lambda V: V, lambda U: U, 5, 5, dtype)
+            drawn[dtype] = maps.random_rows(A, 3, A.in_shape, torch.Generator().manual_seed(2))
+    finally:
+        torch.set_default_dtype(before)
+    for dtype, rows in drawn.items():
+        assert rows.dtype == torch.promote_types(dtype or default, torch.float32)
+        assert torch.equal(rows, drawn[torch.float64].to(rows.dtype))
+
+
 # --- the adjoint identity ---------------------------------------------------------------------
 
 
@@ -603,6 +625,19 @@ def test_check_adjoint_fails_on_a_pull_wrong_by_a_thousandth(dtype, m, n):
         A = mk.LinearMap(lambda V: V @ M.T, lambda U, W=W: U @ W, (n,), (m,), dtype)
         with pytest.raises(AssertionError, match="not the transpose"):
             mk.check_adjoint(A, k=64)  # one pair misses it by chance, not all of these
+
+
+@pytest.mark.parametrize("forth, back", [(torch.bfloat16, None), (None, torch.bfloat16)])
+def test_check_adjoint_allows_what_the_coarser_of_the_two_answers_can_tell(forth, back):
+    """A push off by a fiftieth: within the rounding of bfloat16 on either side, not of float32."""
+
+    def off(forth, back):
+        return mk.LinearMap(lambda V: (1.02 * V).to(forth), lambda U: U.to(back), 30, 30)
+
+    plain = torch.float32
+    assert mk.check_adjoint(off(forth or plain, back or plain)) < 0.05
+    with pytest.raises(AssertionError, match="not the transpose"):
+        mk.check_adjoint(off(plain, plain))
 
 
 def test_check_adjoint_fails_on_nan():

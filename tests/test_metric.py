@@ -87,6 +87,56 @@ def test_what_the_map_cannot_see_has_length_zero_and_no_angle():
         metric.angle(flat, v, blind)
 
 
+@pytest.mark.parametrize("short", [1e-3, 1e-5])
+def test_what_is_shortened_much_has_an_angle_down_to_a_millionth(short):
+    A, seen, other = mk.mask([1.0, short]), torch.tensor([1.0, 1.0]), torch.tensor([0.0, 1.0])
+    for v, w in ((seen, other), (other, seen)):
+        assert metric.angle(A, v, w) == pytest.approx(math.atan2(1, short), rel=1e-12)
+        with pytest.raises(ValueError, match="no angle"):
+            metric.angle(mk.mask([1.0, 1e-7]), v, w)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_the_ruler_scales_with_the_map_also_where_float32_holds_no_square(scale):
+    M, V = torch.randn(5, 3).float(), torch.randn(2, 3).float()
+    A, B = mk.matrix(M), mk.matrix(scale * M)
+    for measure, power in ((metric.gram, 2), (metric.length, 1)):
+        found = measure(B, V)
+        assert found.dtype == torch.float64
+        torch.testing.assert_close(found / scale**power, measure(A, V), rtol=1e-5, atol=1e-5)
+    assert metric.angle(B, *V) == pytest.approx(metric.angle(A, *V), abs=1e-5)
+
+
+# --- curvedness: how far the image turns ------------------------------------------------------
+
+
+def torus(x):
+    """Two circles, of radius 2 and 1: at (a, b) the image is spanned by their two tangents."""
+    a, b = x[:, 0], x[:, 1]
+    return torch.stack([2 * a.cos(), 2 * a.sin(), b.cos(), b.sin()], 1)
+
+
+PATH = torch.tensor([[0.0, 0.3], [0.2, 0.3], [0.5, -0.1], [0.4, 0.6], [1.3, 0.6]])
+
+
+def test_the_image_of_a_torus_turns_as_far_as_its_two_angles():
+    """Each tangent turns by its own angle: the distance is sqrt(da^2 + db^2)."""
+    found = metric.curvedness(torus, PATH.double(), 2)
+    assert found.shape == (4,) and found.dtype == torch.float64
+    torch.testing.assert_close(found, PATH.double().diff(dim=0).norm(dim=1))
+    outer = metric.curvedness(torus, PATH.double(), 1)  # the circle of radius 2 is stretched most
+    torch.testing.assert_close(outer, PATH.double().diff(dim=0)[:, 0].abs())
+
+
+def test_a_flat_image_does_not_turn_and_half_a_turn_is_none():
+    M, path = torch.randn(5, 2), torch.randn(4, 2)
+    flat = metric.curvedness(lambda x: (x @ M.T).exp().log(), path, 2)
+    torch.testing.assert_close(flat, torch.zeros(3), atol=1e-6, rtol=0)
+    turns = torch.tensor([[0.0, 0.0], [math.pi / 2, 0.0], [math.pi / 2, math.pi]])
+    expected = torch.tensor([math.pi / 2, 0.0])
+    torch.testing.assert_close(metric.curvedness(torus, turns, 2), expected, atol=1e-6, rtol=0)
+
+
 def test_a_wrong_ruler_is_noticed(A):
     """Planted: one part in a thousand on one pushed direction is no J^T J any more."""
     V, J = torch.eye(3), A.dense()

@@ -116,6 +116,29 @@ def test_linear_schedule_is_the_scheduler_s() -> None:
     torch.testing.assert_close(linear_schedule(), abar, rtol=2e-5, atol=0)
 
 
+@pytest.mark.parametrize("given", [torch.float32, torch.float64])
+def test_the_levels_keep_float32_s_digits_at_every_time(given: torch.dtype) -> None:
+    """abar is near 1 at t = 0: 1 - abar is taken in float64, before anything is rounded."""
+    abar = linear_schedule().to(given)
+    p = UNetModel(Network(lambda x, t: x), abar)
+    assert p.alphas_cumprod.dtype == torch.float64 and p.alphas_cumprod.device.type == "cpu"
+    times = torch.arange(1000)
+    s, n = (side.flatten() for side in p.scales(torch.zeros(1000, *SHAPE), times))
+    assert s.dtype == n.dtype == torch.float32
+    torch.testing.assert_close(s.double(), abar.double().sqrt(), rtol=2e-7, atol=0)
+    torch.testing.assert_close(n.double(), (1 - abar.double()).sqrt(), rtol=2e-7, atol=0)
+    torch.testing.assert_close(s**2 + n**2, torch.ones(1000))
+
+
+def test_a_network_in_half_precision_answers_in_the_type_of_x(tiny_unet: Any) -> None:
+    p = UNetModel(tiny_unet.bfloat16(), linear_schedule(), "v_prediction")
+    assert p.dtype == torch.bfloat16
+    for dtype in (torch.float32, torch.bfloat16):
+        x = torch.randn(2, *p.shape, dtype=dtype)
+        for answer in (p.noise(x, 5), p.clean(x, torch.tensor([5, 900]))):
+            assert answer.dtype == dtype and answer.is_contiguous()
+
+
 def state(net: nn.Module) -> list[Any]:
     """All that a caller could see change."""
     hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in net.modules()]
@@ -234,6 +257,31 @@ def test_images_and_prompts(tiny_unet: Any) -> None:
         p.encode((x + 1) * 127.5)
     with pytest.raises(ValueError, match="takes no prompt"):
         p.prompted("a smiling man")
+
+
+def test_an_image_may_overshoot_and_other_units_are_refused(tiny_unet: Any) -> None:
+    p, x = UNetModel(tiny_unet, linear_schedule()), torch.rand(2, 3, 16, 16) * 2 - 1
+    x[0, 0, 0, 0], x[0, 0, 0, 1] = 1.0, -1.0
+    assert torch.equal(p.encode(2 * x), 2 * x)
+    for far in (10 * x, 10 * x.clamp(max=0), 10 * x.clamp(min=0)):
+        with pytest.raises(ValueError, match=r"images are float32 in \[-1, 1\]"):
+            p.encode(far)
+
+
+def test_a_covariance_may_lack_a_rank_or_round_below_zero_and_no_more() -> None:
+    axes = torch.linalg.qr(torch.randn(4, 4, dtype=torch.float64)).Q
+    for least in (0.0, -1e-9):
+        cov = axes * torch.tensor([least, 0.0, 1.0, 2.0], dtype=torch.float64) @ axes.T
+        g = GaussianModel(torch.zeros(4).double(), (cov + cov.T) / 2)
+        assert g.variances.min() >= 0
+        flat = axes[:, :2].T  # noise along these, whatever x_t holds of them
+        torch.testing.assert_close(
+            g.clean(flat, 500), torch.zeros(2, 4).double(), rtol=0, atol=1e-7
+        )
+    for least in (-0.01, -1e-4):
+        cov = axes * torch.tensor([least, 0.0, 1.0, 2.0], dtype=torch.float64) @ axes.T
+        with pytest.raises(ValueError, match="negative eigenvalue"):
+            GaussianModel(torch.zeros(4).double(), (cov + cov.T) / 2)
 
 
 def test_networks_and_covariances_of_another_kind_are_refused() -> None:

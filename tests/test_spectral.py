@@ -372,6 +372,60 @@ def test_max_passes_ends_it_with_a_warning_and_a_result():
         mk.svd(mk.matrix(planted(80, 70, GEOMETRIC)), 3, max_passes=sum(full) - 2)
 
 
+@f64
+def test_the_budget_is_what_was_given_or_a_thousand_and_twenty_for_each(monkeypatch):
+    A, most, run = mk.matrix(planted(80, 70, GEOMETRIC)), [], svd._searched
+    monkeypatch.setattr(svd, "_searched", lambda A, s, seed: most.append(s.most) or run(A, s, seed))
+    mk.svd(A, 1), mk.svd(A, 7), mk.svd(A, 2, max_passes=333)
+    assert most == [1020, 1140, 333]
+
+
+@f64
+@pytest.mark.parametrize("m, n, k", [(9, 9, 3), (20, 9, 4), (9, 20, 5), (8, 8, 8)])
+def test_no_budget_is_passed_by_forming_the_matrix(m, n, k):
+    """Formed, it costs one pass more than the smaller side."""
+    whole, M = min(m, n) + 1, torch.randn(m, n)
+    for most in range(2 * k, whole + 6):
+        A = mk.matrix(M)
+        r = quietly(mk.svd, A, k, max_passes=most)
+        assert sum(A.passes) == sum(r.passes) <= most
+        if most >= whole:
+            assert r.converged and sum(r.passes) == whole
+
+
+@f64
+def test_that_the_values_are_too_close_is_said_where_the_angle_is_not_bounded():
+    bounds = []
+    for gap in np.geomspace(1e-1, 1e-7, 13):
+        M = planted(60, 50, [2.0, 1.5, 1.5 - gap] + [0.5 * 0.9**i for i in range(30)])
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            r = mk.svd(mk.matrix(M), 2)
+        close = [w for w in said if w.category is triplets.CloseValues]
+        assert bool(close) == (r.angle_bound > 1)
+        bounds.append(r.angle_bound)
+    assert min(bounds) < 1 and any(1 < bound < 100 for bound in bounds)
+
+
+@f64
+def test_a_search_cut_short_for_another_copy_says_so(monkeypatch):
+    """Two starts found two copies; whether there is a third, a few steps cannot tell."""
+    A = mk.mask(torch.tensor([3.0, 3.0, 2.9] + [0.99**i for i in range(60)]))
+    assert mk.svd(A, 3, tol=1e-5).converged
+    monkeypatch.setattr(lanczos, "FORCED", 1)
+    with pytest.warns(triplets.NotConverged, match="once more than found: another seed"):
+        r = mk.svd(A, 3, tol=1e-5)
+    assert not r.converged
+    torch.testing.assert_close(r.S, torch.tensor([3.0, 3.0, 2.9]), atol=1e-4, rtol=0)
+
+
+@f64
+def test_two_seeds_are_two_starts():
+    A = mk.matrix(torch.randn(60, 50))
+    one, again, two = (lanczos.Krylov(A, 2, seed).pending for seed in (0, 0, 1))
+    assert torch.equal(one, again) and (one @ two.T).abs().max() < 0.8
+
+
 @pytest.mark.parametrize("k", [0, -1, 4, 1.0, None, "3"])
 @pytest.mark.parametrize("solver", [mk.svd, mk.subspace_iteration])
 def test_k_outside_the_matrix(solver, k):
@@ -557,6 +611,7 @@ def test_residual_is_the_worst_of_the_top_k_or_what_the_next_may_rise_above_them
         ([3.0, 2.9, 1.0, 0.5], 0.0, 3, 2, None),  # not alike
         ([3.0, 2.9, 1.0, 0.5], 0.06, 3, 2, 2.9**2 / 0.25 - 1),  # alike within their residuals
         ([3.0, 3.0, 2.0, 2.0, 1.0, 0.5], 0.0, 5, 2, 15.0),  # the smaller of two pairs
+        ([3.0, 3.0, 2.99, 0.5], 0.0, 3, 2, 35.0),  # a step of three times tol * s_1
         ([3.0, 3.0, 2.9999, 2.9998, 0.5], 0.0, 4, 2, None),  # no step down to s_k that matters
     ],
 )
@@ -821,6 +876,16 @@ def test_progress_is_told_passes_and_residuals():
     assert left[0] > 1e-3 >= left[-1]
 
 
+@f64
+def test_the_power_method_has_converged_at_a_thousandth_and_not_before():
+    M, left = planted(20, 15, [2.0, 1.6, 0.5, 0.2]), []
+    for iters in range(40):
+        r = mk.power_iteration(mk.matrix(M), iters)
+        left.append(float(residuals(M, r)[0] / r.S[0]))
+        assert r.converged == (left[-1] <= 1e-3) and r.converged == (not r.problem)
+    assert left[-1] <= 1e-3 and any(1e-3 < one < 1e-1 for one in left)
+
+
 def test_a_result_fits_on_a_screen():
     r = mk.svd(mk.matrix(planted(300, 400, GEOMETRIC).float()), 20)
     lines = repr(r).splitlines()
@@ -881,6 +946,14 @@ def test_coarse_passes_are_measured_and_refined_by_exact_ones(monkeypatch, k):
     torch.testing.assert_close(
         r.S.double(), torch.linalg.svdvals(M.double())[:k], rtol=1e-5, atol=0
     )
+
+
+def test_only_float32_on_a_gpu_is_faster_rounded():
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        A = mk.matrix(torch.eye(3, dtype=dtype))
+        assert not svd._rounds(A)
+        A.device = torch.device("cuda")
+        assert svd._rounds(A) is (dtype == torch.float32)
 
 
 def test_where_rounding_spoils_too_much_the_search_is_exact(monkeypatch):

@@ -120,6 +120,7 @@ LAYERS = {
     "layer norm, plain": lambda x: F.layer_norm(x, (6,)),
     "conv": conv(padding=1),
     "conv, odd rest": conv(stride=2, dilation=1),
+    "conv, wide margin": conv(padding=3),
     "conv, dilated": conv(padding=2, dilation=2, groups=2),
     "conv, own weights": lambda x: F.conv2d(x, fixed(3, 2, 3, 3), fixed(3)),
     "conv, one axis": lambda x: F.conv1d(x.reshape(1, 8, 6), fixed(3, 8, 2)),
@@ -318,6 +319,40 @@ def test_a_fault_in_a_rule_is_caught_and_the_answer_stays_right(rule, way, scale
     tape._trusted.clear()
     A = mk.jacobian(everything, x)
     torch.testing.assert_close((A.push(v), A.pull(u)), (pushed, pulled))
+
+
+@pytest.mark.parametrize("dtype, fault", [(torch.float32, 1e-2), (torch.float64, 1e-5)])
+@pytest.mark.parametrize("way", ["push", "pull"])
+def test_a_fault_is_seen_down_to_the_root_of_the_dtype_s_eps(dtype, fault, way, monkeypatch):
+    """30 times the limit, for of a push one pair of directions shows a part."""
+    run, M = getattr(rules.Product, way), fixed(6, 5).to(dtype)
+
+    def f(x):
+        return (x @ M).sin()
+
+    def wrong(self, *args):
+        out = run(self, *args)
+        return (1 + fault) * out if way == "push" else tuple((1 + fault) * part for part in out)
+
+    made, h, leaf = read_without_comparing(f, point((6,)).to(dtype))
+    assert tape.agrees(made, h, leaf)
+    monkeypatch.setattr(rules.Product, way, wrong)
+    assert not tape.agrees(made, h, leaf)
+
+
+def test_another_wiring_or_dtype_is_another_kind(monkeypatch):
+    """The same operations of the same shapes, which read other values."""
+
+    def f(x):
+        a, b = x.sin(), x.cos()
+        return a * a.exp() + b
+
+    def g(x):
+        a, b = x.sin(), x.cos()
+        return a * b.exp() + b
+
+    kinds = {taped(f, point()).kind, taped(g, point()).kind, taped(g, point().float()).kind}
+    assert len(kinds) == 3 and taped(f, point()).kind in kinds
 
 
 def test_what_the_checker_accepts_and_that_it_looks_once_at_a_kind(monkeypatch):
