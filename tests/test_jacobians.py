@@ -322,7 +322,12 @@ def test_an_output_object_and_a_batch_norm_that_learns(tiny_unet_double):
     with pytest.raises(ValueError, match=r"UNet2DOutput: add \.sample"):
         mk.jacobian(lambda y: tiny_unet_double(y, 200), x)
     norm = nn.BatchNorm2d(3).double().train()
-    for f in (norm, lambda y: F.batch_norm(y, None, None, training=True)):
+    plain = (None,) * 4
+    for f in (
+        norm,
+        lambda y: F.batch_norm(y, None, None, training=True),
+        lambda y: torch.batch_norm(y, *plain, True, 0.1, 1e-5, False),
+    ):
         with pytest.raises(ValueError, match="batch norm.*training"):
             mk.jacobian(f, x)
     assert norm.num_batches_tracked <= 1 and torch.equal(
@@ -389,6 +394,21 @@ def test_passes_are_not_rounded_by_autocast(tiny_unet, way):
         for run, answer in zip((C.push, C.pull), expected, strict=True):
             found = run(V)
             assert found.dtype == torch.float32 and (found - answer).norm() < 0.1 * answer.norm()
+
+
+def test_what_runs_in_full_inside_autocast_keeps_its_tape_there():
+    M = torch.randn(7, 5)
+
+    def f(x):
+        with torch.autocast("cpu", enabled=False):
+            return (x @ M).sin()
+
+    x = torch.randn(1, 7)
+    tape._trusted.clear()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert isinstance(jacobian.record(f, x), Tape)
+        J = mk.jacobian(f, x).dense()
+    torch.testing.assert_close(J, (x @ M).cos().T * M.T)
 
 
 def test_jacobian_of_a_unet_inside_inference_mode(tiny_unet_double, bottleneck, way):

@@ -119,6 +119,7 @@ def test_no_pass_takes_more_directions_than_keep_the_device_busy(
     for point, pushed in zip(x, side_by_side(torch.sin, x, lambda A: A.push(V)), strict=True):
         torch.testing.assert_close(pushed, V * point.cos())
     assert max(calls) <= 4 * 3 and sum(calls) >= 9 * 3
+    assert side_by_side(torch.sin, x, lambda A: A.batch) == [4, 4, 4]
 
 
 def test_where_f_has_no_tape_it_is_one_at_a_time() -> None:

@@ -130,8 +130,11 @@ def test_the_levels_keep_float32_s_digits_at_every_time(given: torch.dtype) -> N
     torch.testing.assert_close(s**2 + n**2, torch.ones(1000))
 
 
-def test_a_network_in_half_precision_answers_in_the_type_of_x(tiny_unet: Any) -> None:
-    p = UNetModel(tiny_unet.bfloat16(), linear_schedule(), "v_prediction")
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_a_network_in_half_precision_answers_in_the_type_of_x(
+    prediction: str, tiny_unet: Any
+) -> None:
+    p = UNetModel(tiny_unet.bfloat16(), linear_schedule(), prediction)
     assert p.dtype == torch.bfloat16
     for dtype in (torch.float32, torch.bfloat16):
         x = torch.randn(2, *p.shape, dtype=dtype)
