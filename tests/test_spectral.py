@@ -622,6 +622,33 @@ def test_crowd_asks_where_as_many_copies_turn_up_as_there_were_starts(
     assert found == (None if above is None else pytest.approx(above))
 
 
+@f64
+@pytest.mark.parametrize("rise", [0.0, 0.5, 2.0, 50.0])
+@pytest.mark.parametrize("i", [0, 1, 2])
+def test_the_guard_minds_what_rises_by_more_than_tol_among_the_top_k(rise, i):
+    """What it saw is then taken in: one step along all that is pending."""
+    stepped, tol = [], 1e-3
+
+    class Ahead(Settled):
+        whole = False
+
+        def newest(self, b):
+            return torch.eye(b)
+
+        def peek(self, c):
+            moved = self.S.clone()
+            moved[i] += rise * tol * self.S[0]
+            return moved
+
+        def step(self, c):
+            stepped.append(c)
+
+    space = Ahead([4.0, 2.0, 1.0, 0.5], [0.0] * 4)
+    quiet = rise <= 1 or i >= 2
+    assert lanczos.Search(2, tol, 2, 100)._guard(space) is quiet
+    assert len(stepped) == (not quiet)
+
+
 def test_a_pair_of_equals_is_warned_of_unless_any_will_do():
     A = mk.matrix(torch.diag(torch.tensor([3.0, 2.0, 2.0, 1.0])))
     with pytest.warns(RuntimeWarning, match="too close"):
