@@ -248,8 +248,8 @@ def test_the_sign_of_guidance_is_chosen_once() -> None:
     for strength in (1.6, -1.6):
         y = mk.guide(p, xt, T, v, strength, 2)
         reach = 0.8 if strength > 0 else -0.8
-        torch.testing.assert_close(kappa(p, xt, T, v), torch.ones(1).double())
-        assert kappa(p, y[1], T, v) < 0
+        torch.testing.assert_close(response(p, xt, T, v), torch.ones(1).double())
+        assert response(p, y[1], T, v) < 0
         expected = torch.tensor([0.0, reach, -2 * reach], dtype=torch.float64)
         torch.testing.assert_close(along(y[:, 0] - xt).flatten(), expected, rtol=0, atol=1e-9)
 
