@@ -3,6 +3,7 @@
 import ast
 import functools
 import re
+from pathlib import Path
 
 import nbformat
 from nbformat.v4 import new_code_cell
@@ -13,6 +14,7 @@ from book.paths import BUILD, chapters
 EXERCISE = re.compile(r"^### Exercise (\d+) \(\d+ minutes\): \S.*$", re.MULTILINE)
 BLOCK = r"<details><summary>{}</summary>\n.*?```python\n(.*?)```.*?</details>"
 TRY = "try-"
+TRIES = Path(__file__).with_name("tries.py").read_text()
 
 
 def exercises(nb):
@@ -45,8 +47,9 @@ def judged(source):
 
 
 def solved(nb):
-    """The notebook, and after it each exercise attempted: not at all, rightly, wrongly."""
-    tries = []
+    """The notebook, and after it each exercise attempted: not at all, rightly, wrongly; the right
+    one then with other seeds, in other forms, and spoiled (tries.py)."""
+    tries = [f"_tried = {{}}\nexec({TRIES!r}, _tried)"]
     for number, text, attempt, check in exercises(nb):
         test = judged(nb.cells[check].source)
         right = f"assert verdict.ok is True, ({number}, verdict.message)"
@@ -60,6 +63,7 @@ def solved(nb):
             f"{test}\nassert verdict.ok is None, {number}",
             block(text, "Solution"),
             f"{test}\n{right}",
+            f"_tried['again']({block(text, 'Solution')!r}, {test!r}, globals())",
             block(text, "A tempting wrong answer"),
             f"{test}\n{wrong}",
         ]

@@ -1,13 +1,17 @@
 """The chapter standard: sizes, endings, and every exercise solved, rightly and wrongly."""
 
 import ast
+import math
 import re
 
 import nbformat
 import pytest
+import torch
+import tries
 from nbformat.v4 import new_code_cell
 from solving import block, exercises, once, solved
 
+import mathkit as mk
 from book.execute import code_cells, execute, read
 from book.paths import chapters
 
@@ -101,3 +105,64 @@ def test_a_wrong_solution_is_noticed(tmp_path):
     nbformat.write(solved(nb), copy)
     (outcome,) = execute([copy], folder=tmp_path / "run")
     assert outcome.error and "that is one more" in outcome.error
+
+
+def again(solution, check):
+    """The tries of one exercise, in this process; what was judged."""
+    space = {"mk": mk, "torch": torch, "shared": torch.Generator()}
+    tries.again(solution, f"verdict = mk.check(answer, {check})", space)
+
+
+@pytest.mark.parametrize(
+    "solution, check",
+    [
+        ("answer = 2.5", "2.5"),
+        ("answer = [4, 3, 13**0.5]", "(4, 3, 13**0.5)"),
+        ("answer = [12160, 4096, 0, 0]", "[12160, 4096, 0, 0]"),
+        ("answer = torch.tensor([[2.0, 1.0], [1.0, 0.0]])", "[[2.0, 1.0], [1.0, 0.0]]"),
+        ("answer = ([0.6, 0.8], 3)", "(torch.tensor([0.6, 0.8]), 3.0), up_to_sign=True"),
+        ("answer = [3, 1]", "{1, 3}"),
+        ("answer = 'k'", "'k'"),
+        ("def answer(x): return x, 2 * x", "lambda x: torch.stack([x, 2 * x]), "
+         "inputs=[torch.randn((), generator=shared)]"),
+    ],
+)  # fmt: skip
+def test_a_sound_exercise_passes_its_tries(solution, check):
+    again(solution, check)
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        "shared.initial_seed() % 2 + 2.0 + 0 * torch.rand((), generator=shared)",
+        "torch.Generator().manual_seed(4).initial_seed() % 2 + 2.0",
+        "torch.initial_seed() % 2 + 2.0 + 0 * torch.rand(())",
+    ],
+)
+def test_a_verdict_that_hangs_on_the_draw_is_noticed(check):
+    with pytest.raises(AssertionError, match="seed 1: Not yet"):
+        again("answer = 2.0", check)
+
+
+@pytest.mark.parametrize(
+    "solution, check",
+    [
+        ("answer = 1225", "1225.0"),  # a count, judged as a measure
+        ("answer = [12160, 4096, 0]", "[12160.0, 4096.0, 0.0]"),
+        ("answer = (100.0, 0.1)", "[100.0, 0.1]"),  # two quantities, judged as one vector
+    ],
+)
+def test_a_check_that_lets_a_spoiled_answer_pass_is_noticed(solution, check):
+    with pytest.raises(AssertionError, match="should be False: Right"):
+        again(solution, check)
+
+
+def test_a_check_that_refuses_a_form_is_noticed(monkeypatch):
+    plain = mk.check
+
+    def picky(answer, *rest, **options):
+        return plain(math.nan if isinstance(answer, tuple) else answer, *rest, **options)
+
+    monkeypatch.setattr(mk, "check", picky)
+    with pytest.raises(AssertionError, match="should be True"):
+        again("answer = [2.0, 1.0]", "[2.0, 1.0]")
