@@ -21,7 +21,7 @@ from typing import Any
 
 from book import pages, scan, store
 from book.execute import Outcome, cores, execute, graft, read
-from book.paths import BUILD, HTML, ROOT, chapters
+from book.paths import BOOK, BUILD, HTML, REFERENCE, ROOT, chapters
 
 
 def failures(outcomes: Iterable[Outcome]) -> None:
@@ -41,35 +41,28 @@ def stored() -> list[tuple[str, Any]]:
     return [(path.stem, read(path)) for path in chapters()]
 
 
-def back(cut: str | None) -> dict[str, str]:
-    """The pages after the last chapter, by name; the story needs none."""
-    if cut == pages.STORY:
-        return {}
-    from book import reference  # loads torch, which no other command needs
-
-    return {"notation": template("notation"), "reference": reference.page()}
-
-
-def template(name: str) -> str:
-    return (ROOT / f"book/{name}.md").read_text(encoding="utf-8")
+def back(cut: str | None) -> list[Path]:
+    """The pages after the last chapter, the reference's own in its folder; the story needs none."""
+    return [] if cut == pages.STORY else [BOOK / "notation.md", *sorted(REFERENCE.glob("*.md"))]
 
 
 def sources(books: list[tuple[str, Any]], folder: Path, cut: str | None = None) -> None:
     """The pages as Sphinx reads them; what no longer belongs there goes."""
     thumbs, names, cards = folder / "thumbs", [name for name, _ in books], []
+    written = {path.name: path.read_text(encoding="utf-8") for path in back(cut)}
     for name, nb in books:
         picture = pages.thumbnail(nb)
         if picture:
             pages.write(thumbs / f"thumb-{name}.png", picture)
         cards.append(pages.card(name, nb, bool(picture)))
-        pages.write(folder / f"pages/{name}.ipynb", store.text(pages.chapter(nb, cut)))
-    after = back(cut)
-    front = pages.front(template("front"), cards, [*names, *after])
-    for name, text in {**after, "index": front}.items():
-        pages.write(folder / f"pages/{name}.md", text)
+        written[f"{name}.ipynb"] = store.text(pages.chapter(nb, cut))
+    names += ["notation", "reference"] if back(cut) else []
+    written["index.md"] = pages.front((BOOK / "front.md").read_text(encoding="utf-8"), cards, names)
+    for name, text in written.items():
+        pages.write(folder / "pages" / name, text)
     thumbs.mkdir(exist_ok=True)
-    for page in (folder / "pages").glob("*.ipynb"):
-        if page.stem not in names:
+    for page in (folder / "pages").iterdir():
+        if page.name not in written:
             page.unlink()
 
 
@@ -77,9 +70,9 @@ def html(books: list[tuple[str, Any]], out: Path = HTML, cut: str | None = None)
     """Build the book into `out` and refuse one that would fetch anything; its index.html."""
     work = out.parent / f"{out.name}-work"
     sources(books, work, cut)
-    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html"]
-    where = ["-c", str(ROOT / "book"), "-d", str(work / "doctrees"), str(work / "pages"), str(out)]
-    thumbs = ["-D", f"html_static_path={ROOT / 'book/_static'},{work / 'thumbs'}"]
+    command = [sys.executable, *"-m sphinx -W --keep-going -q -j auto -b html".split()]
+    where = ["-c", str(BOOK), "-d", str(work / "doctrees"), str(work / "pages"), str(out)]
+    thumbs = ["-D", f"html_static_path={BOOK / '_static'},{work / 'thumbs'}"]
     if subprocess.run([*command, *thumbs, *where]).returncode:
         raise SystemExit("the book has faults (above); nothing was opened")
     found = scan.faults(out)
@@ -143,7 +136,7 @@ def cover() -> None:
     """A row of puppets, the Stranger behind two of them: the renderer's own picture."""
     from book.cover import draw
 
-    print(draw(ROOT / "book" / "_static" / "cover.png"))
+    print(draw(BOOK / "_static" / "cover.png"))
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:

@@ -1,10 +1,27 @@
 """Sphinx settings of the web book: nothing is executed here and nothing comes from a network."""
 
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from sphinx import addnodes
+from sphinx.application import Sphinx
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
 project = "Treating ALICE"
 author = "The mathkit authors"
 copyright = "2026, The mathkit authors. Text and figures CC BY 4.0, code MIT"
 
-extensions = ["myst_nb", "sphinx_copybutton"]
+extensions = [
+    "myst_nb",
+    "sphinx_copybutton",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_codeautolink",
+]
 root_doc = "index"
 
 nb_execution_mode = "off"
@@ -13,6 +30,21 @@ nb_merge_streams = True
 nb_number_source_lines = False
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
+
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+napoleon_use_param = False
+python_maximum_signature_line_length = 80
+toc_object_entries_show_parents = "hide"
+
+METHODS = "push pull T shape passes dense scipy".split()
+codeautolink_concat_default = True
+codeautolink_global_preface = "import mathkit as mk"
+codeautolink_inventory_map = {  # what a name in code leads to, where its own place has no entry
+    "mathkit.puppets": "mathkit.show.puppets",
+    "mathkit.puppets.FACTORS": "mathkit.show.puppets.FACTORS",
+    **{f"mathkit.linear.map.LinearMap.{m}": f"mathkit.LinearMap.{m}" for m in METHODS},
+}
 
 mathjax_path = "vendor/tex-svg.js"
 mathjax3_config = {"svg": {"fontCache": "global"}, "options": {"enableMenu": False}}
@@ -42,6 +74,9 @@ html_theme_options = {
         "color-brand-primary": "#0b5d73",
         "color-brand-content": "#0b5d73",
         "color-brand-visited": "#5b4a86",
+        "color-highlight-on-target": "#f6e8c4",
+        "color-api-name": "#0b5d73",
+        "color-api-pre-name": "#56524a",
     },
     "dark_css_variables": {
         "color-background-primary": "#22262a",
@@ -51,5 +86,38 @@ html_theme_options = {
         "color-brand-primary": "#7cc3d8",
         "color-brand-content": "#7cc3d8",
         "color-brand-visited": "#b9a6e8",
+        "color-highlight-on-target": "#3b3626",
+        "color-api-name": "#7cc3d8",
+        "color-api-pre-name": "#aaa59a",
     },
 }
+
+
+def as_rst(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Our docstrings are plain text with `code` in it: *, | and _ mean themselves."""
+    example = False
+    for i, line in enumerate(lines):
+        example = bool(line.strip()) and (example or line.lstrip().startswith(">>>"))
+        if not example:
+            parts = re.split(r"`([^`]+)`", line)
+            parts[::2] = [re.sub(r"([\\*|]|_(?!\w))", r"\\\1", part) for part in parts[::2]]
+            parts[1::2] = [f"``{part}``" for part in parts[1::2]]
+            lines[i] = "".join(parts)
+
+
+def as_called(app: Sphinx, doctree: nodes.document) -> None:
+    """`mathkit.svd` is headed `mk.svd`, and `mathkit.linear.metric.gram` `metric.gram`."""
+    for node in doctree.findall(addnodes.desc_addname):
+        module = node.astext().rstrip(".").split(".")[-1]
+        node[:] = [nodes.Text(f"{'mk' if module == 'mathkit' else module}.")]
+
+
+def read_again(app: Sphinx, *_: Any) -> list[str]:
+    """What is written again: sphinx-codeautolink links only what was read in the same build."""
+    return list(app.builder.get_outdated_docs())
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("env-get-outdated", read_again)
+    app.connect("autodoc-process-docstring", as_rst, priority=400)
+    app.connect("doctree-read", as_called)

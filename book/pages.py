@@ -106,7 +106,7 @@ def chapter(nb: Any, cut: str | None = None) -> Any:
         if cell.cell_type == "code" and cut == STORY:
             cell.metadata["tags"] = [*cell.metadata.get("tags", []), "hide-input"]
     nb.cells = [cell for cell in nb.cells if cell.source]
-    nb.metadata["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}
+    nb.metadata["language_info"] = {"name": "python", "pygments_lexer": "python"}
     return nb
 
 

@@ -3,10 +3,12 @@
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+BOOK = ROOT / "book"
+REFERENCE = BOOK / "reference"
 NOTEBOOKS = ROOT / "notebooks"
 BUILD = ROOT / "_build"
 HTML = BUILD / "html"
-VENDOR = ROOT / "book" / "_static" / "vendor"
+VENDOR = BOOK / "_static" / "vendor"
 
 
 def chapters(names: list[str] | None = None) -> list[Path]:

@@ -2,11 +2,13 @@
 
 import contextlib
 import hashlib
+import importlib
 import inspect
 import json
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -16,9 +18,9 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from solving import once, ran
 
 import mathkit as mk
-from book import build, pages, reference, scan
+from book import build, pages, scan
 from book.execute import graft, read
-from book.paths import BUILD, VENDOR, chapters
+from book.paths import BUILD, REFERENCE, VENDOR, chapters
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "msedge")
 READY = """async () => {
@@ -284,11 +286,51 @@ def test_every_page_works_in_a_browser_from_disk(book):
     assert complaints == []
 
 
+def listed() -> list[str]:
+    """The public names, as the reference's pages list them."""
+    texts = [path.read_text(encoding="utf-8") for path in sorted(REFERENCE.glob("*.md"))]
+    entry = re.compile(r"^\.\. (?:autofunction|autoclass|py:data):: (\S+)$", re.M)
+    return [name for text in texts for name in entry.findall(text)]
+
+
+def test_the_reference_is_six_pages_of_at_most_80_names():
+    names = listed()
+    assert len(list(REFERENCE.glob("*.md"))) == 6
+    assert len(names) == len(set(names)) <= 80
+
+
+def test_the_reference_lists_what_is_there_and_no_helper():
+    for name in listed():
+        module, _, last = name.rpartition(".")
+        assert hasattr(importlib.import_module(module), last), name
+        assert not any(part.startswith("_") for part in name.split(".")), name
+
+
+def missing(door: Iterable[str], names: Iterable[str]) -> set[str]:
+    """The names of the door without an entry; of a module, an entry of something in it."""
+    values = {name: getattr(mk, name) for name in door}
+    wanted = {
+        name: x.__name__ if inspect.ismodule(x) else f"mathkit.{name}" for name, x in values.items()
+    }
+    have = {*names, *(name.rpartition(".")[0] for name in names)}
+    return {name for name, place in wanted.items() if place not in have}
+
+
 def test_the_reference_lists_every_name_of_the_door():
-    text = reference.page()
-    for name, x in vars(mk).items():
-        if inspect.isfunction(x) or inspect.isclass(x):
-            assert f"`mk.{name}`" in text and f"### `{name}`" in text, name
+    names = listed()
+    assert missing(mk.__all__, names) == set()
+    assert missing(mk.__all__, [n for n in names if n != "mathkit.svd"]) == {"svd"}
+    assert missing(mk.__all__, [n for n in names if "puppets" not in n]) == {"puppets"}
+
+
+@pytest.mark.notebook
+def test_code_in_the_chapters_leads_to_the_reference(book):
+    for path in chapters():
+        text = (book / f"{path.stem}.html").read_text(encoding="utf-8")
+        links = re.findall(r'<a class="sphinx-codeautolink-a" href="([^"#]+)#([^"]+)"', text)
+        assert len(links) > 20, path.stem
+        for page, anchor in set(links):
+            assert f'id="{anchor}"' in (book / page).read_text(encoding="utf-8"), (page, anchor)
 
 
 @pytest.mark.parametrize(("cut", "there"), [(None, True), ("math", True), ("story", False)])
