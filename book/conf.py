@@ -43,7 +43,7 @@ codeautolink_global_preface = "import mathkit as mk"
 codeautolink_inventory_map = {  # what a name in code leads to, where its own place has no entry
     "mathkit.puppets": "mathkit.show.puppets",
     "mathkit.puppets.FACTORS": "mathkit.show.puppets.FACTORS",
-    **{f"mathkit.linear.map.LinearMap.{m}": f"mathkit.LinearMap.{m}" for m in METHODS},
+    **{f"mathkit.linear.linear_map.LinearMap.{m}": f"mathkit.LinearMap.{m}" for m in METHODS},
 }
 
 mathjax_path = "vendor/tex-svg.js"

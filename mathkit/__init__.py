@@ -24,8 +24,8 @@ from mathkit.exercises import check
 from mathkit.linear.adjoint import check_adjoint
 from mathkit.linear.arrays import mask, matrix
 from mathkit.linear.jacobian import jacobian
-from mathkit.linear.map import LinearMap
-from mathkit.linear.power import power_iteration, subspace_iteration
+from mathkit.linear.linear_map import LinearMap
+from mathkit.linear.power_method import power_iteration, subspace_iteration
 from mathkit.linear.subspaces import project_out, transport
 from mathkit.linear.svd import svd
 from mathkit.show import puppets as puppets

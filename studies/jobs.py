@@ -27,12 +27,12 @@ from mathkit.scores import rounded
 from mathkit.show.posterior import Posterior
 from mathkit.show.puppets import CONTINUOUS, FEW_FACTORS, STRANGER
 from mathkit.show.reader import read_factors
-from studies import learnt, switching
+from studies import model_card, neuron_edits
 from studies.rows import TABLES
 from studies.runner import TEST_FROM, find_samples, job, processes, publish
 from studies.ship import write_card
 from studies.surveys import SURVEYS
-from studies.toys import RECIPES, SEEDS, recipe_row
+from studies.toy_models import RECIPES, SEEDS, recipe_row
 from studies.trial import (
     columns_of,
     digest,
@@ -88,20 +88,20 @@ def measure(name: str, truth: Posterior, samples: int, frames: int, moving: Sequ
     parts = job(
         f"{name}_samples",
         list(range(0, samples, 100)),
-        lambda i: learnt.sample_rows(p, 0, range(i, i + 100)),
+        lambda i: model_card.sample_rows(p, 0, range(i, i + 100)),
         networks,
     )
-    points = [(frame, t) for frame in range(frames) for t in learnt.TIMES]
+    points = [(frame, t) for frame in range(frames) for t in model_card.TIMES]
     slopes = job(
-        f"{name}_slopes", points, lambda at: learnt.derivative_row(p, truth, *at), networks
+        f"{name}_slopes", points, lambda at: model_card.derivative_row(p, truth, *at), networks
     )
     factors = [row for part in parts for row in part["rows"]["factors"]]
     features = torch.tensor([row for part in parts for row in part["rows"]["features"]])
     derivative = [s["rows"] for s in slopes]
     card: dict[str, Any] = {"bar": BAR} if name == "alice" else {}
-    card |= learnt.factor_card(factors, moving)
-    card |= {"frechet_ratio": learnt.frechet_ratio(features, truth.draw)}
-    card |= learnt.derivative_card(derivative)
+    card |= model_card.factor_card(factors, moving)
+    card |= {"frechet_ratio": model_card.frechet_ratio(features, truth.draw)}
+    card |= model_card.derivative_card(derivative)
     table = {"card": card, "factors": factors, "derivative": derivative}
     publish(name, table, parts + slopes, networks)
     write_card(f"{name}/unet/diffusion_pytorch_model.safetensors", card)
@@ -151,7 +151,7 @@ def meet_neurons() -> None:
     h = [row for lot in lots for row in lot["rows"]["h"]]
     factors = [row for lot in lots for row in lot["rows"]["factors"]]
     ill = [i for i, row in enumerate(factors) if row[STRANGER] > 0.5][:6]
-    cases = admit(p, seed, ill, switching.TIME, switching.STEPS)
+    cases = admit(p, seed, ill, neuron_edits.TIME, neuron_edits.STEPS)
     chosen = protocol()
     tried = job(
         "neurons_tried",
@@ -160,7 +160,7 @@ def meet_neurons() -> None:
         settings=digest(chosen),
     )
     head = {"seed": seed, "t": HALFWAY, "tried_on": ill}
-    trials = {"strength": switching.TRIAL} | {
+    trials = {"strength": neuron_edits.TRIAL} | {
         k: [a["rows"][k] for a in tried] for k in ("p", "side")
     }
     publish("neurons", head | {"h": h, "factors": factors, "trials": trials}, lots + tried)
@@ -170,7 +170,7 @@ def try_neuron(
     p: Model, cases: Cases, channel: int, limit: float, unrelated: float
 ) -> dict[str, float]:
     """Mean P(Stranger) and mean side effect of one neuron scaled by 1 - neurons.TRIAL."""
-    y = neurons.edited(p, cases, neurons.silenced(channel), switching.TRIAL)
+    y = neurons.edited(p, cases, neurons.silenced(channel), neuron_edits.TRIAL)
     marks = judge(cases, y, limit, unrelated)
     return {k: round(float(marks[k].mean()), 4) for k in ("p", "side")}
 
@@ -183,13 +183,13 @@ def switch_off() -> None:
     shared = (chosen["limit"], chosen["unrelated"])
 
     def treat(i: int) -> list[dict[str, Any]]:
-        case = admit(p, TEST_FROM, [i], switching.TIME, switching.STEPS)
-        return switching.try_edits(
-            p, case, switching.planned_edits(met, i), switching.STRENGTHS, *shared
+        case = admit(p, TEST_FROM, [i], neuron_edits.TIME, neuron_edits.STEPS)
+        return neuron_edits.try_edits(
+            p, case, neuron_edits.planned_edits(met, i), neuron_edits.STRENGTHS, *shared
         )
 
     cases = job("neuron_off", ill, treat, settings=digest(chosen))
-    head = {"seed": TEST_FROM, "looked": looked, "ill": ill, "t": switching.TIME}
+    head = {"seed": TEST_FROM, "looked": looked, "ill": ill, "t": neuron_edits.TIME}
     publish("neuron_off", head | {"rows": columns_of(cases, MARKS, thousandths=False)}, cases)
 
 
@@ -200,20 +200,20 @@ def turn() -> None:
 
     def sums(i: int) -> Any:
         at = range(i, i + 50)
-        return switching.place_sums(p, met["seed"], at, met["t"], ill[i : i + 50]).tolist()
+        return neuron_edits.place_sums(p, met["seed"], at, met["t"], ill[i : i + 50]).tolist()
 
     lots = job("turned_places", list(range(0, len(ill), 50)), sums)
     total = torch.tensor([lot["rows"] for lot in lots]).sum(0)
     places = torch.tensor(rounded(total[1] / (~ill).sum() - total[0] / ill.sum(), 4))
 
     def treat(i: int) -> list[dict[str, Any]]:
-        case = admit(p, known["seed"], [i], switching.TIME, switching.STEPS)
-        rows = switching.turned(met, places, i), switching.TURNED
-        return switching.try_edits(p, case, *rows, chosen["limit"], chosen["unrelated"])
+        case = admit(p, known["seed"], [i], neuron_edits.TIME, neuron_edits.STEPS)
+        rows = neuron_edits.turned(met, places, i), neuron_edits.TURNED
+        return neuron_edits.try_edits(p, case, *rows, chosen["limit"], chosen["unrelated"])
 
     settings = digest(chosen | {"places": places.tolist()})
     cases = job("turned", known["ill"], treat, settings=settings)
-    head = {k: known[k] for k in ("seed", "looked", "ill")} | {"t": switching.TIME}
+    head = {k: known[k] for k in ("seed", "looked", "ill")} | {"t": neuron_edits.TIME}
     head["places"] = rounded(places, 4)
     publish("turned", head | {"rows": columns_of(cases, MARKS, thousandths=False)}, lots + cases)
 

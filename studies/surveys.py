@@ -21,7 +21,7 @@ from mathkit.diffusion.load import load_model
 from mathkit.diffusion.model import Model
 from mathkit.linear import metric, spectrum, subspaces
 from mathkit.linear.jacobian import jacobian
-from mathkit.linear.map import LinearMap
+from mathkit.linear.linear_map import LinearMap
 from mathkit.linear.subspaces import carry, distance, matched_average
 from mathkit.linear.svd import svd
 from mathkit.scores import rounded
@@ -30,8 +30,8 @@ from mathkit.show.posterior import Posterior
 from mathkit.show.puppets import CONTINUOUS, STRANGER, average_puppet
 from mathkit.show.reader import fit_factors, read_factors
 from studies import methods
-from studies.learnt import ENOUGH
 from studies.methods import Row, direction
+from studies.model_card import ENOUGH
 from studies.runner import job, publish
 from studies.trial import digest, protocol
 

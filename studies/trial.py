@@ -35,8 +35,8 @@ from mathkit.scores import rounded
 from mathkit.show.puppets import STRANGER, average_puppet, unrelated_distance
 from mathkit.show.reader import read_factors, read_features
 from studies import methods
-from studies.learnt import factor_card, frechet_ratio
 from studies.methods import SPAN, TRIED, Kept, Row, direction
+from studies.model_card import factor_card, frechet_ratio
 from studies.rows import ADDED, CONTROL, EDIT_TIME, FIRST, OTHERS, PRIMARY, ROWS, TABLES, plan_for
 from studies.runner import DOSES, SCRATCH, TEST_FROM, find_samples, job, once, processes, publish
 

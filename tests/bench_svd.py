@@ -228,7 +228,7 @@ class Run(NamedTuple):
     """What one solve cost and gave."""
 
     asked: float
-    passes: mk.linear.map.Passes
+    passes: mk.linear.linear_map.Passes
     calls: int
     cpu: float
     inside: float

@@ -11,7 +11,7 @@ from mathkit import data, scores
 from mathkit.chapters import neurons, treatment
 from mathkit.diffusion.encoder import MAPS
 from mathkit.show import posterior, puppets
-from studies import jobs, learnt, methods, rows, surveys, switching, trial
+from studies import jobs, methods, model_card, neuron_edits, rows, surveys, trial
 
 pytestmark = pytest.mark.patient
 COURSES = [name for name, part in rows.TABLES.items() if all(row.course for row in part.rows)]
@@ -82,13 +82,13 @@ def test_inverting_and_denoising_comes_back_closer_with_more_steps(p, frame):
 def test_a_row_of_the_alice_table_is_what_she_gives_now(p):
     table = data.stored("alice")
     i = random.randrange(len(table["factors"]))
-    now = learnt.factor_rows(p, 0, [i])[0]
+    now = model_card.factor_rows(p, 0, [i])[0]
     assert now == pytest.approx(table["factors"][i], abs=0.02), f"sample {i}"
 
 
 def test_a_row_of_her_derivative_is_what_it_was(p, truth):
     row = random.choice(data.stored("alice")["derivative"])
-    now = learnt.derivative_row(p, truth, row["frame"], row["t"])
+    now = model_card.derivative_row(p, truth, row["frame"], row["t"])
     for name in row.keys() & {"gain", "exact", "asymmetry", "error"}:
         assert now[name] == pytest.approx(row[name], rel=0.02, abs=0.01), (name, row)
 
@@ -211,7 +211,9 @@ def test_a_row_of_the_neurons_is_what_it_was(p):
 def test_a_trial_of_a_neuron_is_what_it_was(p):
     table = data.stored("neurons")
     j = random.randrange(len(table["trials"]["p"]))
-    ill = treatment.admit(p, table["seed"], table["tried_on"], switching.TIME, switching.STEPS)
+    ill = treatment.admit(
+        p, table["seed"], table["tried_on"], neuron_edits.TIME, neuron_edits.STEPS
+    )
     chosen = trial.protocol()
     now = jobs.try_neuron(p, ill, j, chosen["limit"], chosen["unrelated"])
     assert now["side"] == pytest.approx(table["trials"]["side"][j], rel=0.05, abs=0.01), j
@@ -219,11 +221,11 @@ def test_a_trial_of_a_neuron_is_what_it_was(p):
 
 def test_a_row_of_the_switched_off_neuron_is_what_it_was(p):
     table, chosen = data.stored("neuron_off"), trial.protocol()
-    j, name = random.randrange(len(table["ill"])), random.choice(list(switching.STRENGTHS))
+    j, name = random.randrange(len(table["ill"])), random.choice(list(neuron_edits.STRENGTHS))
     k, i = random.randrange(3), table["ill"][j]
-    case = treatment.admit(p, table["seed"], [i], switching.TIME, switching.STEPS)
-    dh = switching.planned_edits(data.stored("neurons"), i)[name]
-    image = neurons.edited(p, case, dh, switching.STRENGTHS[name][k])
+    case = treatment.admit(p, table["seed"], [i], neuron_edits.TIME, neuron_edits.STEPS)
+    dh = neuron_edits.planned_edits(data.stored("neurons"), i)[name]
+    image = neurons.edited(p, case, dh, neuron_edits.STRENGTHS[name][k])
     marks = treatment.judge(case, image, chosen["limit"], chosen["unrelated"])
     stored = table["rows"][name][k]
     for mark in ("side", "outside", "factor"):
@@ -232,10 +234,10 @@ def test_a_row_of_the_switched_off_neuron_is_what_it_was(p):
 
 def test_a_row_of_the_turned_directions_is_what_it_was(p):
     table, chosen = data.stored("turned"), trial.protocol()
-    j, name = random.randrange(len(table["ill"])), random.choice(list(switching.TURNED))
-    i, s = table["ill"][j], switching.TURNED[name][0]
-    case = treatment.admit(p, table["seed"], [i], switching.TIME, switching.STEPS)
-    dh = switching.turned(data.stored("neurons"), torch.tensor(table["places"]), i)[name]
+    j, name = random.randrange(len(table["ill"])), random.choice(list(neuron_edits.TURNED))
+    i, s = table["ill"][j], neuron_edits.TURNED[name][0]
+    case = treatment.admit(p, table["seed"], [i], neuron_edits.TIME, neuron_edits.STEPS)
+    dh = neuron_edits.turned(data.stored("neurons"), torch.tensor(table["places"]), i)[name]
     image = neurons.edited(p, case, dh, s)
     marks = treatment.judge(case, image, chosen["limit"], chosen["unrelated"])
     stored = table["rows"][name][0]

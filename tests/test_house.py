@@ -181,7 +181,7 @@ def ours(name):
 
 
 def floor(module):
-    """Of mathkit.linear.map that of linear; of mathkit itself, which imports all, the last."""
+    """Of mathkit.linear.svd that of linear; of mathkit itself, which imports all, the last."""
     first, *rest = module.split(".")
     return FLOOR[rest[0] if first == "mathkit" else first] if rest else len(FLOORS)
 
@@ -210,8 +210,12 @@ def test_each_floor_imports_only_from_those_above():
 @pytest.mark.parametrize(
     ("module", "source", "wrong"),
     [
-        ("mathkit.linear.map", "from mathkit.draw.pictures import row", ["mathkit.draw.pictures"]),
-        ("mathkit.linear.map", "def f():\n    from mathkit import show", ["mathkit.show"]),
+        (
+            "mathkit.linear.linear_map",
+            "from mathkit.draw.pictures import row",
+            ["mathkit.draw.pictures"],
+        ),
+        ("mathkit.linear.linear_map", "def f():\n    from mathkit import show", ["mathkit.show"]),
         ("mathkit.scores", "import mathkit.linear.svd as t", ["mathkit.linear.svd"]),
         ("mathkit.scores", "import mathkit as mk", ["mathkit"]),
         ("mathkit.scores", "import pandas", ["pandas"]),

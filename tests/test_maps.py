@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import mathkit as mk
-from mathkit.linear import map as maps
+from mathkit.linear import linear_map as maps
 from mathkit.tools import timing
 
 f64 = pytest.mark.usefixtures("float64")

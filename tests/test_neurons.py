@@ -10,7 +10,7 @@ from mathkit.chapters import neurons, treatment
 from mathkit.diffusion import model, networks
 from mathkit.show import puppets
 from mathkit.show.puppets import STRANGER
-from studies import switching
+from studies import neuron_edits
 
 
 @pytest.fixture(scope="module")
@@ -106,20 +106,20 @@ def channel_of(dh):
 
 
 def test_the_rows_pick_their_neurons(table):
-    made = switching.planned_edits(table, 0)
-    assert list(made) == list(switching.STRENGTHS)
+    made = neuron_edits.planned_edits(table, 0)
+    assert list(made) == list(neuron_edits.STRENGTHS)
     assert channel_of(made["answers most"]) == 3
     assert channel_of(made["best by trial"]) == 6, "the one that destroys must not win"
-    others = [channel_of(switching.planned_edits(table, i)["another"]) for i in range(30)]
+    others = [channel_of(neuron_edits.planned_edits(table, i)["another"]) for i in range(30)]
     assert 3 not in others and len(set(others)) > 3
-    again = [channel_of(switching.planned_edits(table, i)["another"]) for i in range(30)]
+    again = [channel_of(neuron_edits.planned_edits(table, i)["another"]) for i in range(30)]
     assert others == again
 
 
 def test_a_sweep_gives_a_record_for_each_row_and_strength(p, ill, table):
-    few = {row: strengths[:2] for row, strengths in switching.STRENGTHS.items()}
-    made = switching.planned_edits(table, 0), few
-    records = switching.try_edits(p, ill[0], *made, limit=0.08, unrelated=0.25)
+    few = {row: strengths[:2] for row, strengths in neuron_edits.STRENGTHS.items()}
+    made = neuron_edits.planned_edits(table, 0), few
+    records = neuron_edits.try_edits(p, ill[0], *made, limit=0.08, unrelated=0.25)
     assert [(r["row"], r["strength"]) for r in records] == [
         (row, s) for row, strengths in few.items() for s in strengths
     ]
@@ -158,7 +158,7 @@ def test_apart_is_orthogonal_to_the_others_and_nothing_more_is_lost():
 
 def test_sums_by_place_pool_to_the_activations(p):
     t, ill = mk.timesteps(p, 39, 25)[1], torch.tensor([True, False, False])
-    sums = switching.place_sums(p, 3, [4, 9, 2], t, ill)
+    sums = neuron_edits.place_sums(p, 3, [4, 9, 2], t, ill)
     h = torch.tensor(neurons.activations(p, 3, [4, 9, 2], t, steps=2)["h"])
     assert torch.allclose(sums[0].sum((1, 2)), h[0], rtol=0.01, atol=0.01)
     assert torch.allclose(sums[1].sum((1, 2)), h[1] + h[2], rtol=0.01, atol=0.01)
@@ -169,14 +169,14 @@ def test_turned_directions_share_their_length_and_leave_the_readable_dials_alone
         "h": torch.randn(60, 8, generator=torch.Generator().manual_seed(4)).tolist()
     }
     places = torch.randn(8, 2, 2, generator=torch.Generator().manual_seed(5))
-    made = switching.turned(many, places, 3)
-    assert list(made) == list(switching.TURNED)
+    made = neuron_edits.turned(many, places, 3)
+    assert list(made) == list(neuron_edits.TURNED)
     lengths = [float(made[name].norm()) for name in ("apart", "random", "head tilt")]
     assert lengths == pytest.approx([lengths[0]] * 3)
     assert float(made["random by place"].norm()) == pytest.approx(float(places.norm()))
     B = neurons.regressions(torch.tensor(many["h"]), torch.tensor(many["factors"]))
-    assert (B[list(switching.READABLE)] @ made["apart"].flatten()).abs().max() < 1e-4
+    assert (B[list(neuron_edits.READABLE)] @ made["apart"].flatten()).abs().max() < 1e-4
     assert float(B[10] @ made["apart"].flatten()) < 0, "away from him"
-    other, same = switching.turned(many, places, 4), switching.turned(many, places, 3)
+    other, same = neuron_edits.turned(many, places, 4), neuron_edits.turned(many, places, 3)
     assert not torch.equal(other["random"], made["random"])
     assert torch.equal(same["random"], made["random"])

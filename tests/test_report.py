@@ -218,7 +218,7 @@ def test_the_clock_tells_the_map_from_the_rest(small: Study) -> None:
         time.sleep(0.02)
         return rows
 
-    A = timing.Timed(mk.linear.map.LinearMap(slow, slow, (4,), (4,)), small.p)
+    A = timing.Timed(mk.linear.linear_map.LinearMap(slow, slow, (4,), (4,)), small.p)
     _, seconds, peak = timing.measured(small.p, lambda: (A.push(torch.ones(1, 4)), slow(A)))
     assert 0.02 <= A.seconds < seconds - 0.019 and peak > 0.05
 

@@ -12,7 +12,7 @@ from mathkit import data
 from mathkit.diffusion import model, sampling
 from mathkit.linear import subspaces
 from mathkit.show import posterior, puppets
-from studies import jobs, learnt, runner, ship
+from studies import jobs, model_card, runner, ship
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def by_scipy(q):
 
 def test_the_sample_card_of_the_show_itself_meets_the_bar():
     q = puppets.sample_factors(4000, 3)
-    card = learnt.factor_card(q[:, :11].tolist())
+    card = model_card.factor_card(q[:, :11].tolist())
     distances, off = by_scipy(q)
     ill, light = q[:, 10] > 0.5, q[:, puppets.CONTINUOUS.index("light")].double()
     assert card["ks"] == pytest.approx(distances, abs=1e-6)
@@ -130,7 +130,7 @@ def test_the_sample_card_notices_a_skewed_factor_and_a_tie():
     q = puppets.sample_factors(2000, 3)[:, :11]
     q[:, 2] = q[:, 2] ** 2
     q[:, 5] = q[:, 4]
-    card = learnt.factor_card(q.tolist())
+    card = model_card.factor_card(q.tolist())
     assert card["ks"] == pytest.approx(by_scipy(q)[0], abs=1e-6)
     assert card["ks"]["eye_size"] == pytest.approx(0.25, abs=0.04)
     assert card["correlation"] == pytest.approx(1, abs=1e-5)
@@ -186,12 +186,12 @@ def by_numpy(truth, skew, frame, t, k):
 @pytest.mark.parametrize("skew", [0.0, 0.5])
 def test_the_derivative_row_is_that_of_the_denoiser_in_closed_form(skew, monkeypatch):
     truth = posterior.Posterior(count=60, seed=1)
-    monkeypatch.setattr(learnt, "ENOUGH", 0)
-    row = learnt.derivative_row(Exact(truth, skew), truth, frame=0, t=700, k=3)
+    monkeypatch.setattr(model_card, "ENOUGH", 0)
+    row = model_card.derivative_row(Exact(truth, skew), truth, frame=0, t=700, k=3)
     for name, value in by_numpy(truth, skew, 0, 700, 3).items():
         assert row[name] == pytest.approx(value, rel=0.01, abs=5e-3), name
     assert (row["asymmetry"] < 0.02) == (row["error"] < 0.02) == (skew == 0)
-    card = learnt.derivative_card([row, row | {"asymmetry": 0.0}])
+    card = model_card.derivative_card([row, row | {"asymmetry": 0.0}])
     assert card["t = 700"]["asymmetry"] == pytest.approx(row["asymmetry"] / 2, abs=1e-6)
     assert card["t = 700"]["gain"] == pytest.approx(row["gain"])
     assert card["t = 700"]["exact ones"] == card["t = 700"]["frames"] == 2
@@ -199,7 +199,7 @@ def test_the_derivative_row_is_that_of_the_denoiser_in_closed_form(skew, monkeyp
 
 def test_where_the_exact_posterior_rests_on_few_draws_it_is_not_used():
     truth = posterior.Posterior(count=60, seed=1)
-    row = learnt.derivative_row(Exact(truth), truth, frame=0, t=700, k=3)
+    row = model_card.derivative_row(Exact(truth), truth, frame=0, t=700, k=3)
     assert row["ess"] == pytest.approx(by_numpy(truth, 0, 0, 700, 3)["ess"], rel=1e-3)
     assert row["ess"] <= 60 and not {"exact", "overlap", "error"} & set(row)
 
@@ -242,4 +242,4 @@ def test_a_network_is_hashed_where_it_is_found(tmp_path, monkeypatch):
 def test_the_card_of_samples_without_a_stranger_has_no_tie_to_him():
     q = puppets.sample_factors(400, 3)[:, :11]
     q[:, 10] = 0.0
-    assert "light_tie" not in learnt.factor_card(q.tolist())
+    assert "light_tie" not in model_card.factor_card(q.tolist())

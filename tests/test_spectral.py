@@ -9,7 +9,7 @@ import torch
 
 import mathkit as mk
 from mathkit.linear import lanczos, svd, triplets
-from mathkit.linear import map as maps
+from mathkit.linear import linear_map as maps
 from mathkit.linear._tape import convolution
 from mathkit.linear.subspaces import principal_angles
 

@@ -11,7 +11,7 @@ from sklearn.decomposition import PCA
 
 from mathkit import data
 from mathkit.chapters import superposition
-from studies import toys
+from studies import toy_models
 
 
 def law(*densities, n=5, **more):
@@ -309,15 +309,18 @@ def test_trained_models_fall_on_the_two_sides_of_the_numerical_border():
 
 
 def test_a_grid_point_alone_goes_as_in_the_grid():
-    sweep = dataclasses.replace(toys.RECIPES["one rarer"], steps=40, batch=64, tries=3)
-    whole, alone = toys.fit_toys(sweep, "relu", 2), toys.fit_toys(sweep, "relu", 2, at=[4])
+    sweep = dataclasses.replace(toy_models.RECIPES["one rarer"], steps=40, batch=64, tries=3)
+    whole, alone = (
+        toy_models.fit_toys(sweep, "relu", 2),
+        toy_models.fit_toys(sweep, "relu", 2, at=[4]),
+    )
     assert torch.allclose(whole.toys.W[4], alone.toys.W[0], atol=1e-5)
     assert torch.allclose(whole.losses[4], alone.losses[0], rtol=1e-4)
 
 
 def test_the_best_of_the_tries_is_kept():
-    sweep = dataclasses.replace(toys.RECIPES["intro"], steps=40, batch=64)
-    found = toys.fit_toys(sweep, "relu", 0)
+    sweep = dataclasses.replace(toy_models.RECIPES["intro"], steps=40, batch=64)
+    found = toy_models.fit_toys(sweep, "relu", 0)
     law_, importance = sweep.law()
     again = found.toys.loss(law_, importance, count=16_384)
     assert torch.allclose(again, found.losses.min(1).values)
@@ -325,48 +328,50 @@ def test_the_best_of_the_tries_is_kept():
 
 
 def test_a_recipe_that_keeps_what_nobody_knows_is_refused():
-    sweep = dataclasses.replace(toys.RECIPES["intro"], steps=1, batch=8, tries=1, keep="all")
+    sweep = dataclasses.replace(toy_models.RECIPES["intro"], steps=1, batch=8, tries=1, keep="all")
     with pytest.raises(ValueError, match="keeps weights, shape.*'all'"):
-        toys.recipe_row(sweep, "relu", 0)
+        toy_models.recipe_row(sweep, "relu", 0)
 
 
 def test_points_vary_density_then_importance_then_rarity():
-    sweep = toys.Recipe(3, 2, (0.5, 0.1), importances=(1.0, 2.0), rarities=(1.0, 0.5), fade=0.9)
+    sweep = toy_models.Recipe(
+        3, 2, (0.5, 0.1), importances=(1.0, 2.0), rarities=(1.0, 0.5), fade=0.9
+    )
     density, importance = sweep.points()
     assert density.shape == (8, 3) and importance[2].tolist() == pytest.approx([1, 0.9, 1.62])
     assert density[5].tolist() == pytest.approx([0.1, 0.1, 0.05])
 
 
-@pytest.mark.parametrize("name", toys.RECIPES)
+@pytest.mark.parametrize("name", toy_models.RECIPES)
 def test_every_sweep_runs_and_its_row_is_plain(name):
-    sweep = toys.RECIPES[name]
+    sweep = toy_models.RECIPES[name]
     small = dataclasses.replace(
         sweep, densities=sweep.densities[:2], importances=sweep.importances[:2],
         rarities=sweep.rarities[:2], steps=2, batch=8, tries=min(2, sweep.tries),
         record=(0, 2) if sweep.record else (),
     )  # fmt: skip
     for kind in sweep.kinds:
-        row = toys.recipe_row(small, kind, 0)
+        row = toy_models.recipe_row(small, kind, 0)
         assert row["kind"] == kind and len(row["loss"]) == len(small.points()[0])
         assert all(isinstance(v, (str, int, list, dict)) for v in row.values())
 
 
 def test_the_stored_table_was_made_by_these_sweeps():
     table = data.stored("superposition")
-    now = {name: dataclasses.asdict(sweep) for name, sweep in toys.RECIPES.items()}
+    now = {name: dataclasses.asdict(sweep) for name, sweep in toy_models.RECIPES.items()}
     assert table["sweeps"] == json.loads(json.dumps(now))
-    for name, sweep in toys.RECIPES.items():
+    for name, sweep in toy_models.RECIPES.items():
         found = {(row["kind"], row["seed"]) for row in table["rows"][name]}
-        assert found == {(kind, seed) for kind in sweep.kinds for seed in toys.SEEDS}
+        assert found == {(kind, seed) for kind in sweep.kinds for seed in toy_models.SEEDS}
 
 
 @pytest.mark.slow
 def test_a_row_of_the_stored_table_is_what_it_was():
-    name = random.choice([n for n, s in toys.RECIPES.items() if s.n <= 20])
-    sweep = toys.RECIPES[name]
+    name = random.choice([n for n, s in toy_models.RECIPES.items() if s.n <= 20])
+    sweep = toy_models.RECIPES[name]
     row = random.choice(data.stored("superposition")["rows"][name])
     at = random.randrange(len(row["loss"]))
-    found = toys.fit_toys(sweep, row["kind"], row["seed"], at=[at]).toys
+    found = toy_models.fit_toys(sweep, row["kind"], row["seed"], at=[at]).toys
     law_, importance = sweep.law(slice(at, at + 1))
     now = float(found.loss(law_, importance))
     assert now == pytest.approx(row["loss"][at], rel=0.02, abs=2e-5), (name, row["seed"], at)

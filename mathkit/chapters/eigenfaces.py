@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mathkit.arguments import integer, tensor
-from mathkit.linear.map import LinearMap
+from mathkit.linear.linear_map import LinearMap
 from mathkit.linear.svd import svd
 from mathkit.show import puppets
 from mathkit.show.posterior import Posterior

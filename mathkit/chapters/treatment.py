@@ -29,7 +29,7 @@ from mathkit.diffusion.sampling import (
 )
 from mathkit.linear.arrays import mask
 from mathkit.linear.jacobian import jacobian
-from mathkit.linear.map import LinearMap
+from mathkit.linear.linear_map import LinearMap
 from mathkit.linear.svd import svd
 from mathkit.linear.triplets import SVD, any_of_equals
 from mathkit.scores import side_effect

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mathkit.arguments import integer
-from mathkit.linear.map import LinearMap, check_map, random_rows
+from mathkit.linear.linear_map import LinearMap, check_map, random_rows
 
 
 def check_adjoint(A: LinearMap, k: int = 4, seed: int = 0, tol: float | None = None) -> float:

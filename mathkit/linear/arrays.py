@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mathkit.linear.map import BATCH, LinearMap, told
+from mathkit.linear.linear_map import BATCH, LinearMap, told
 
 
 def matrix(M: Any) -> LinearMap:

@@ -17,7 +17,7 @@ from mathkit.linear._tape.tape import Tape as Tape
 from mathkit.linear._tape.tape import read
 from mathkit.linear._tape.twice import ConstantConv, Twice
 from mathkit.linear.chunks import GRAPH, TAPE, Chunk, fitting
-from mathkit.linear.map import LinearMap, Pass
+from mathkit.linear.linear_map import LinearMap, Pass
 
 
 def jacobian(f: Pass, x: Tensor, chunk: Any = "auto") -> LinearMap:

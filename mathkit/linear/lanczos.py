@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from mathkit.linear.map import LinearMap, Passes, Shape, random_rows
+from mathkit.linear.linear_map import LinearMap, Passes, Shape, random_rows
 
 # Two starts hold two copies of a repeated value; a third is asked for where two turn up.
 STARTS = 2

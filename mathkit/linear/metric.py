@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mathkit.linear.jacobian import jacobian
-from mathkit.linear.map import LinearMap
+from mathkit.linear.linear_map import LinearMap
 from mathkit.linear.subspaces import distance
 from mathkit.linear.svd import svd
 

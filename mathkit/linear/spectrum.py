@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mathkit.arguments import integer
-from mathkit.linear.map import LinearMap
+from mathkit.linear.linear_map import LinearMap
 from mathkit.linear.triplets import SVD
 
 

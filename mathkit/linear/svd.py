@@ -12,7 +12,7 @@ from torch import Tensor
 from mathkit.arguments import integer
 from mathkit.linear._tape.convolution import coarse
 from mathkit.linear.lanczos import STARTS, Krylov, Search, through
-from mathkit.linear.map import LinearMap, Passes, plainly, random_rows
+from mathkit.linear.linear_map import LinearMap, Passes, plainly, random_rows
 from mathkit.linear.triplets import (
     SVD,
     CloseValues,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mathkit.arguments import integer, number
-from mathkit.linear.map import LinearMap, Passes, check_map
+from mathkit.linear.linear_map import LinearMap, Passes, check_map
 
 
 class NotConverged(RuntimeWarning):

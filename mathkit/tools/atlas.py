@@ -32,7 +32,7 @@ from mathkit.diffusion.model import Model
 from mathkit.diffusion.networks import UNetModel
 from mathkit.diffusion.sampling import start, timesteps, walk
 from mathkit.diffusion.text import TextModel
-from mathkit.linear.map import Passes
+from mathkit.linear.linear_map import Passes
 from mathkit.linear.svd import svd
 from mathkit.linear.triplets import SVD
 from mathkit.tools.lockstep import side_by_side

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mathkit.linear.chunks import TAPE, Chunk, fitting
 from mathkit.linear.jacobian import Tape, coarse, is_coarse, jacobian, record
-from mathkit.linear.map import LinearMap, Pass, plainly
+from mathkit.linear.linear_map import LinearMap, Pass, plainly
 
 T = TypeVar("T")
 Side = tuple[str, bool]  # push or pull, and whether it may be rounded

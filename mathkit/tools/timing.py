@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mathkit.diffusion.model import Model
-from mathkit.linear.map import LinearMap
+from mathkit.linear.linear_map import LinearMap
 
 
 class Timed(LinearMap):

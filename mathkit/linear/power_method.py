@@ -8,7 +8,7 @@ import torch
 
 from mathkit.arguments import integer
 from mathkit.linear.lanczos import SLACK, through
-from mathkit.linear.map import LinearMap, Passes, plainly, random_rows
+from mathkit.linear.linear_map import LinearMap, Passes, plainly, random_rows
 from mathkit.linear.triplets import SVD, NotConverged, checked_sizes, finished, orthonormal, warn
 
 

@@ -260,7 +260,7 @@ class LinearMap:
 def check_map(A: Any) -> None:
     """Raises ValueError, with what to do, for anything but a LinearMap. Costs nothing.
 
-    >>> mk.linear.map.check_map(torch.eye(2))
+    >>> mk.linear.linear_map.check_map(torch.eye(2))
     Traceback (most recent call last):
     ValueError: takes a LinearMap, got Tensor: mk.matrix(M) makes one of a matrix
     """
@@ -329,7 +329,7 @@ def random_rows(A: LinearMap, k: int, shape: Sequence[int], generator: torch.Gen
     """k Gaussian rows (k, *shape) on A's device, the same on every device; float32 or finer.
 
     >>> A = mk.matrix([[1, 2], [3, 4]])
-    >>> mk.linear.map.random_rows(A, 5, A.in_shape, torch.Generator().manual_seed(0)).shape
+    >>> mk.linear.linear_map.random_rows(A, 5, A.in_shape, torch.Generator().manual_seed(0)).shape
     torch.Size([5, 2])
     """
     dtype = torch.promote_types(A.dtype or torch.get_default_dtype(), torch.float32)
