@@ -241,6 +241,31 @@ def test_the_door_names_what_it_opens():
         assert re.search(rf"^{folder}\b|, {folder}\b", mathkit.__doc__ + "\nstudies", re.M), folder
 
 
+def rooms():
+    """Of the house's own table: (chapter's number, its title, the file to look into first)."""
+    import mathkit.chapters
+
+    return re.findall(r"^(\d\d) (.+?) {2,}(\S+\.py)$", mathkit.chapters.__doc__, re.M)
+
+
+def defined(path):
+    """The names of a module that a reader may call."""
+    body = ast.parse((ROOT / path).read_text()).body
+    names = {node.name for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    return {name for name in names if not name.startswith("_")}
+
+
+def test_every_chapter_has_its_room_and_calls_what_is_in_it():
+    notebooks = sorted((ROOT / "notebooks").glob("*.ipynb"))
+    assert [number for number, _, _ in rooms()] == [path.name[:2] for path in notebooks]
+    for (number, title, file), path in zip(rooms(), notebooks, strict=True):
+        cells = json.loads(path.read_text())["cells"]
+        heading = "".join(cells[0]["source"]).splitlines()[0]
+        assert heading == f"# {number} {title}"
+        code = "".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
+        assert defined(file) & set(re.findall(r"\w+", code)), f"{path.name} calls nothing of {file}"
+
+
 def test_importing_mathkit_loads_nothing_heavy():
     code = f"import sys, mathkit; print([m for m in {HEAVY} if m in sys.modules])"
     assert python("-c", code, cwd=ROOT).stdout.strip() == "[]"
