@@ -15,7 +15,6 @@ import hashlib
 import itertools
 import json
 import math
-import operator
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ import torch
 from torch import Tensor
 
 from mathkit import data
+from mathkit.arguments import integer
 from mathkit.diffusion.encoder import MAPS
 from mathkit.diffusion.load import load_model
 from mathkit.diffusion.model import Model
@@ -162,16 +162,10 @@ def build(
     state, place = _processes(device)
     p = model if isinstance(model, UNetModel) else load_model(model, place, revision=revision)
     p = p if prompt is None else p.prompted(prompt)
-    settings = {
-        "model": p.source, "revision": p.revision, "prediction": p.prediction,
-        "prompt": p.prompt, "precision": str(p.dtype).removeprefix("torch."), "map": map, "k": k,
-        "tol": tol, "seed": seed,
-        "samples": [operator.index(i) for i in samples], "times": nearest(p, times, steps),
-        "steps": steps, "threads": threads, "dtype": dtype,
-        "device": p.device.type, "torch": torch.__version__,
+    settings = _described(p) | {
+        "map": map, "k": k, "tol": tol, "seed": seed, "samples": list(samples),
+        "times": nearest(p, times, steps), "steps": steps, "threads": threads, "dtype": dtype,
     }  # fmt: skip
-    if isinstance(p, TextModel):
-        settings |= {"guidance": p.guidance, "negative": p.negative}
     numbers = _item_numbers(p, settings)
     size = k * numbers * DTYPES[dtype].itemsize
     settings["together"] = max(1, min(TOGETHER, NUMBERS // numbers))
@@ -183,6 +177,17 @@ def build(
     groups = [group for group in atlas.groups if set(group) & set(todo)]
     with _limited(threads), state.split_between_processes(groups) as mine:
         _work(p, atlas, mine, set(todo), state.is_main_process)
+
+
+def _described(p: UNetModel) -> dict[str, Any]:
+    """What the bases of a model depend on, as settings."""
+    found = {
+        "model": p.source, "revision": p.revision, "prediction": p.prediction, "prompt": p.prompt,
+        "precision": str(p.dtype).removeprefix("torch."), "device": p.device.type,
+        "torch": torch.__version__,
+    }  # fmt: skip
+    guided = {"guidance": p.guidance, "negative": p.negative} if isinstance(p, TextModel) else {}
+    return found | guided
 
 
 def _processes(device: str) -> tuple[Any, Any]:
@@ -224,6 +229,7 @@ def _item_numbers(p: Model, s: dict[str, Any]) -> int:
     for name, choices in (("map", MAPS), ("dtype", DTYPES)):
         if s[name] not in choices:
             raise ValueError(f"{name} is one of {', '.join(choices)}, got {s[name]!r}")
+    s["samples"] = [integer(i, "a sample") for i in s["samples"]]
     if not s["times"] or not s["samples"] or len(set(s["samples"])) < len(s["samples"]):
         raise ValueError("give at least one time and one sample, and no sample twice")
     if not 0 <= s["tol"] < 1:
