@@ -37,7 +37,8 @@ FLOORS = [
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names.split()}
 HEAVY = "accelerate diffusers ipywidgets matplotlib scipy skimage sklearn transformers".split()
 OTHER_NAMES = {"scikit-learn": "sklearn", "scikit-image": "skimage", "pillow": "PIL"}
-BROUGHT_ALONG = {"IPython", "cycler", "huggingface_hub"}  # by jupyter, matplotlib, diffusers
+# by jupyter, matplotlib, diffusers; the last two by torch
+BROUGHT_ALONG = {"IPython", "cycler", "huggingface_hub", "jinja2", "markupsafe"}
 
 HOSTS = ["files.pythonhosted", "registry.npmjs", "conda.anaconda"]
 FOLDERS = ["work", "root", "opt", "mnt", "srv", "scratch", r"home/\w+", r"Users/\w+", "tmp/bash"]
@@ -295,7 +296,7 @@ def test_the_wheel_holds_the_package_and_its_data_alone(site):
     assert names == {"mathkit", f"mathkit-{PROJECT['version']}.dist-info"}
     listed = json.loads((ROOT / "data" / "manifest.json").read_text())["files"]
     assert [f["path"] for f in listed if not (site / "mathkit/data" / f["path"]).exists()] == []
-    assert (site / "mathkit" / "py.typed").exists()
+    assert all((site / "mathkit" / name).exists() for name in ("py.typed", "tools/report.html"))
 
 
 def test_the_wheel_loads_the_built_in_model_from_its_own_data(site, tmp_path):

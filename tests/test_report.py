@@ -261,6 +261,7 @@ def test_the_page_needs_nothing_but_itself(made: Path) -> None:
     for name in experiments.PARTS:
         assert f"<h2>{name}</h2>" in page
     assert all(re.findall(r'<img alt="([^"]*)"', page))
+    assert page.count("<table>") > 1 and "&lt;table" not in page
 
 
 def test_its_command_repeats_it(made: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:

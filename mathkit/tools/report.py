@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import base64
 import dataclasses
-import html
 import json
 import shlex
 import time
@@ -21,6 +20,8 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
+from jinja2 import Template
+from markupsafe import Markup
 
 from mathkit import data
 from mathkit.draw import style
@@ -97,13 +98,13 @@ def _begin(folder: Path, settings: dict[str, Any]) -> None:
 def _shown(piece: Piece) -> str:
     """One piece as HTML."""
     if isinstance(piece, str):
-        return f"<p>{html.escape(piece)}</p>"
+        return Markup("<p>{}</p>").format(piece)
     if isinstance(piece, Table):
         return piece._repr_html_()
     image = base64.b64encode(style.png(piece, LIMIT)).decode()
-    alt = html.escape(piece.get_title(loc="left") or piece.get_title())
+    alt = piece.get_title(loc="left") or piece.get_title()
     plt.close(piece.figure.figure)
-    return f'<img alt="{alt}" src="data:image/png;base64,{image}">'
+    return Markup('<img alt="{}" src="data:image/png;base64,{}">').format(alt, image)
 
 
 def _page(study: Study, parts: Sequence[dict[str, Any]]) -> str:
@@ -113,26 +114,9 @@ def _page(study: Study, parts: Sequence[dict[str, Any]]) -> str:
     names = ("python", "system", "torch", "mathkit", "diffusers", "device", "threads")
     facts = {"network": repr(study.p)} | {k: v for k, v in data.info().items() if k in names}
     head = Table(["setting", "value"], [*facts.items(), *s.items()])
-    body = "".join(
-        f"<section><h2>{part['name']}</h2><p class=about>{html.escape(part['about'])}</p>"
-        + "".join(part["pieces"])
-        + f"<p class=time>{part['seconds']:.1f} s</p></section>"
-        for part in parts
-    )
-    title = html.escape(f"Local directions of {study.p.source}")
-    look = (
-        f"body{{background:{style.PAPER};color:{style.INK};font:17px/1.5 'DejaVu Sans',sans-serif;"
-        "max-width:1000px;margin:2em auto;padding:0 1em}img{display:block;max-width:100%;"
-        "margin:1em 0}table{border-collapse:collapse;margin:1em 0}td,th{padding:.2em .8em;"
-        f"border-bottom:1px solid {style.FAINT};text-align:left;vertical-align:top}}"
-        f".about,.time{{color:{style.GREY}}}pre{{white-space:pre-wrap}}"
-    )
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{look}</style>'
-        f"<h1>{title}</h1>{body}<section><h2>Settings</h2>{head._repr_html_()}"
-        f"<p>To repeat it:</p><pre>{html.escape(command)}</pre></section></html>"
-    )
+    page = Template(Path(__file__).with_name("report.html").read_text("utf-8"), autoescape=True)
+    title = f"Local directions of {study.p.source}"
+    return page.render(title=title, parts=parts, settings=head, command=command, style=style)
 
 
 def _flag(value: Any) -> str:
