@@ -98,6 +98,28 @@ def test_the_lock_installs_anywhere():
     assert not re.search(r"://|--hash|^-|file:", (ROOT / "constraints.txt").read_text(), re.M)
 
 
+def versions(changelog, citation):
+    """The (version, date) of the newest changes and of the citation."""
+    (newest, *_) = re.findall(r"^## (\S+) \((\S+)\)$", changelog, re.M)
+    cited = yaml.safe_load(citation)
+    return [newest, (str(cited["version"]), str(cited["date-released"]))]
+
+
+def test_the_version_is_one():
+    texts = [(ROOT / n).read_text(encoding="utf-8") for n in ("CHANGELOG.md", "CITATION.cff")]
+    newest, cited = versions(*texts)
+    assert newest == cited and newest[0] == PROJECT["version"]
+    newest, cited = versions(texts[0].replace(f"## {newest[0]}", "## 99.0"), texts[1])
+    assert newest != cited
+
+
+def test_the_citation_has_what_its_format_asks():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "message", "title", "authors"} <= set(cited)
+    assert cited["cff-version"] == "1.2.0" and cited["authors"] == [{"name": "The mathkit authors"}]
+    assert " AND ".join(cited["license"]) == PROJECT["license"]
+
+
 # The commands ------------------------------------------------------------------------------------
 
 
