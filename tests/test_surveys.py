@@ -1,15 +1,20 @@
-"""The surveys' rows on a small network: their ranges, their floors, and what must be zero."""
+"""The surveys' rows on a small network, beside SciPy's ARPACK and the posterior in numpy."""
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from conftest import make_tiny_unet
+from scipy.linalg import subspace_angles
+from scipy.sparse.linalg import svds
 
+import mathkit as mk
 from mathkit.chapters import treatment
 from mathkit.diffusion import model, networks
 from mathkit.diffusion.encoder import MAPS
 from mathkit.show import posterior, puppets
+from mathkit.show.reader import fit_factors
 from studies import surveys
 
 pytestmark = pytest.mark.long
@@ -33,22 +38,61 @@ def fewer(monkeypatch):
 MOST = 3**0.5 * math.pi / 2
 
 
+def top(p, name, x, t, k=3):
+    """The top k triplets of a map by ARPACK: columns of U and V, falling S."""
+    U, S, Vh = svds(surveys.the_map(p, name, x, t).scipy(), k=k, tol=1e-7, random_state=0)
+    order = np.argsort(-S)
+    return U[:, order], S[order], Vh[order].T
+
+
+def apart(A, B):
+    return float(np.linalg.norm(subspace_angles(A, B)))
+
+
+def exact(truth, x, abar, k=3):
+    """Top k directions of the posterior, columns, from every weight in float64; values of J."""
+    bank, x = truth.bank.double().numpy(), x.double().numpy().ravel()
+    logs = -((x - abar**0.5 * bank) ** 2).sum(1) / (2 * (1 - abar))
+    w = np.exp(logs - logs.max())
+    w /= w.sum()
+    _, s, Vh = np.linalg.svd(w[:, None] ** 0.5 * (bank - w @ bank), full_matrices=False)
+    return Vh[:k].T, abar**0.5 / (1 - abar) * s[:k] ** 2, 1 / (w**2).sum()
+
+
+def shares(V, J):
+    """Plain and energy: the part of the tangents J that lies in the span of orthonormal columns."""
+    J = J.flatten(1).double().numpy().T
+    plain = (np.cos(subspace_angles(V, J)) ** 2).sum() / J.shape[1]
+    return plain, ((V.T @ J) ** 2).sum() / (J**2).sum()
+
+
 @pytest.fixture(scope="module")
 def truth():
     return posterior.Posterior(count=400)
 
 
-def test_a_tangent_row_holds_shares_and_the_truths_own(p, truth, monkeypatch):
+def test_a_tangent_row_holds_the_shares_that_arpack_and_the_posterior_give(p, truth, monkeypatch):
     monkeypatch.setattr(surveys, "ENOUGH", 50)
     row = surveys.tangent_row(p, truth, frame=2, t=900, k=4)
-    assert row["ess"] > 50
-    for name in (*MAPS, "exact"):
-        assert all(0 <= row[name][share] <= 1 for share in ("plain", "energy", "another"))
-        assert sum(row[name]["power"]) == pytest.approx(1.0, abs=5e-3)
-    assert row["exact"]["energy"] > 100 * 3 / p.shape.numel()  # against chance
-    for name in MAPS:
+    q, x = surveys.noised_frame(p, 2, 900)
+    J, other = puppets.tangents(q), puppets.tangents(surveys.noised_frame(p, 3, 900)[0])
+    V, S, ess = exact(truth, x, float(p.alphas_cumprod[900]))
+    assert row["ess"] == pytest.approx(ess, rel=1e-3)
+    found = {"exact": (S, V)}
+    for name in ("h", "pooled"):
+        _, S, V = top(p, name, x, 900, 4)
+        found[name] = S, V[:, :3]
         total, error = row[name]["total"]
-        assert sum(s**2 for s in row[name]["S"]) < total + 4 * error
+        stretch = float(surveys.the_map(p, name, x, 900).dense().double().square().sum())
+        assert abs(total - stretch) < 4 * error + 1e-3
+    for name, (S, V) in found.items():
+        plain, energy = shares(V, J)
+        assert row[name]["S"] == pytest.approx(S, rel=2e-3, abs=1e-3)
+        assert row[name]["plain"] == pytest.approx(plain, abs=1e-3)
+        assert row[name]["energy"] == pytest.approx(energy, abs=1e-3)
+        assert row[name]["another"] == pytest.approx(shares(V, other)[0], abs=1e-3)
+    for name in (*MAPS, "exact"):
+        assert sum(row[name]["power"]) == pytest.approx(1.0, abs=5e-3)
 
 
 def test_a_span_of_tangents_holds_its_own_and_not_anothers():
@@ -63,54 +107,99 @@ def test_no_exact_posterior_where_the_bank_does_not_suffice(p, truth):
     assert row["ess"] < 500 and "exact" not in row
 
 
-def test_distances_between_samples_stay_in_range_and_above_their_floor(p, truth, monkeypatch):
+def test_distances_between_samples_are_those_of_the_exact_spans(p, truth, monkeypatch):
     monkeypatch.setattr(surveys, "ENOUGH", 50)
     found = surveys.between_samples(p, truth, t=900, simple=False)
+    xs = [surveys.noised_frame(p, i, 900)[1] for i in range(3)]
+    U, _, V = zip(*(top(p, "h", x, 900) for x in xs), strict=True)
+    E = [exact(truth, x, float(p.alphas_cumprod[900]))[0] for x in xs]
     assert set(found["pairs"]) == {"h in H", "h", "mean", "exact"}
-    for name, values in found["pairs"].items():
-        assert len(values) == 3 and all(0 < d <= MOST for d in values)
-        if name in ("h", "h in H"):
-            assert found["floor"][name] < min(values)
+    for name, spans in (("h in H", U), ("h", V), ("exact", E)):
+        wanted = [apart(spans[i], spans[j]) for i, j in ((0, 1), (0, 2), (1, 2))]
+        assert found["pairs"][name] == pytest.approx(wanted, abs=0.02)
+    assert all(0 < d <= MOST for d in found["pairs"]["mean"])
+    assert max(found["floor"][name] for name in ("h", "h in H")) < 0.05
 
 
-def test_a_model_has_no_distance_from_itself(p):
+def test_a_model_has_no_distance_from_itself_and_its_own_from_another(p):
     same = surveys.between_models(p, p, frame=1, t=400)
     assert same["h"] == 0 and same["mean"] == 0
     other = networks.UNetModel(
         make_tiny_unet(size=64, seed=1), model.linear_schedule(1000), "v_prediction"
     )
-    assert surveys.between_models(p, other, frame=1, t=400)["h"] > 0.1
+    x = surveys.noised_frame(p, 1, 400, simple=True)[1]
+    wanted = apart(*(top(net, "h", x, 400)[2] for net in (p, other)))
+    found = surveys.between_models(p, other, frame=1, t=400)
+    assert found["h"] == pytest.approx(wanted, abs=0.02)
 
 
 def test_distances_between_times_have_one_entry_a_pair(p):
     found = surveys.between_times(p, frame=0, simple=True)
     assert {len(v) for v in found["pairs"].values()} == {1}
+    at = [top(p, "h", surveys.noised_frame(p, 0, t, simple=True)[1], t) for t in (900, 400)]
+    for name, i in (("h in H", 0), ("h", 2)):
+        assert found["pairs"][name] == pytest.approx([apart(at[0][i], at[1][i])], abs=0.02)
 
 
-def test_a_path_row_has_a_number_a_segment(p):
+def test_a_path_row_has_the_distance_of_the_spans_at_every_segment(p):
     row = surveys.path_row(p, pair=0, t=500)
-    for way in ("lerp", "slerp", "shooting"):
-        assert len(row[way]) == 2 and all(0 <= d <= MOST for d in row[way])
-    assert 0 <= row["floor"] < 0.2 and row["miss"] > 0
+    x, y = treatment.trajectory(p, 2, [0, 1], 500).split(1)
+    way = x / x.norm() + y / y.norm()  # half-way on the great circle
+    middles = {"lerp": (x + y) / 2, "slerp": way / way.norm() * (x.norm() + y.norm()) / 2}
+    ends = [top(p, "h", z, 500)[0] for z in (x, y)]
+    for name, middle in middles.items():
+        U = top(p, "h", middle, 500)[0]
+        wanted = [apart(ends[0], U), apart(U, ends[1])]
+        assert row[name] == pytest.approx(wanted, abs=0.02)
+    assert len(row["shooting"]) == 2 and all(0 <= d <= MOST for d in row["shooting"])
+    assert 0 <= row["floor"] < 0.05 and row["miss"] > 0
 
 
-def test_an_effect_row_holds_a_change_for_every_direction_and_factor(p):
+def image_of(p, case, v, strength):
+    moved = mk.move(p, case.xt, case.t, v, strength, steps=1)[-1]
+    return mk.denoise(p, moved, case.t, times=treatment.grid(p, case.t)).clamp(-1, 1)
+
+
+def change_along(p, case, v):
+    """What is read after a step along v, less what is read after one against it."""
+    ends = (image_of(p, case, v, s) for s in (0.05, -0.05))
+    high, low = (mk.read_factors(image)[0, :11] for image in ends)
+    return (high - low).tolist()
+
+
+def test_an_effect_row_holds_the_change_of_every_factor_along_every_direction(p):
     u, agreement = surveys.common_directions(p, 500)
     assert u.shape == (2, 8, 8, 8) and agreement[0] >= agreement[1]
-    row = surveys.effect_row(p, u, i=1, t=500)
+    row, case = surveys.effect_row(p, u, i=1, t=500), treatment.admit(p, 3, [1], 500)
     sizes = {k: torch.tensor(row[k]).shape for k in ("common", "random", "own", "tangents")}
     assert sizes.pop("tangents") == (10, 11) and set(sizes.values()) == {(2, 11)}
+    x = case.xt.clone().requires_grad_()
+    (p.clean(x, 500) * puppets.tangents(case.q)[3]).sum().backward()
+    pulled = x.grad / x.grad.norm()
+    assert row["tangents"][3] == pytest.approx(change_along(p, case, pulled), abs=2e-3)
+    U, _, V = top(p, "h", case.xt, 500)
+    v = torch.tensor(V[:, 0], dtype=torch.float32).reshape(case.xt.shape)
+    wanted = torch.tensor(change_along(p, case, v))
+    own = torch.tensor(row["own"][0])
+    assert min((own - wanted).abs().max(), (own + wanted).abs().max()) < 4e-3
+    carried = V @ (U.T @ u[0].flatten().numpy())
+    v = torch.tensor(carried / np.linalg.norm(carried), dtype=torch.float32).reshape(v.shape)
+    assert row["common"][0] == pytest.approx(change_along(p, case, v), abs=4e-3)
 
 
 def test_a_manifold_row_measures_every_edit(p, monkeypatch):
     monkeypatch.setattr(surveys, "MANIFOLD_STRENGTHS", (0.05,))
-    row = surveys.manifold_row(p, 1, 500, torch.zeros(1, 3, 64, 64))
-    assert set(surveys.EDITS) <= set(row)
+    average = torch.zeros(1, 3, 64, 64)
+    row, case = surveys.manifold_row(p, 1, 500, average), treatment.admit(p, 3, [1], 500)
+    assert row["untreated"] == pytest.approx(float(case.distance), abs=1e-3)
     for name in surveys.EDITS:
         assert row[name]["change"][0] > 0 and row[name]["distance"][0] > 0
-    assert row["untreated"] == pytest.approx(
-        float(treatment.admit(p, 3, [1], 500).distance), abs=1e-3
+    v = surveys.direction(p, case, surveys.EDITS["random"], average)
+    image = image_of(p, case, v, 0.05)
+    assert row["random"]["change"] == pytest.approx(
+        [float((image - case.x0).abs().mean())], abs=1e-3
     )
+    assert row["random"]["distance"] == pytest.approx([float(fit_factors(image)[1])], abs=1e-3)
 
 
 def test_the_noised_frame_is_one_of_the_show_and_its_noise_its_own(p):
