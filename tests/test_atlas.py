@@ -378,7 +378,7 @@ def test_other_weights_and_another_torch_are_refused(
         ({"samples": []}, "at least one time and one sample"),
         ({"times": []}, "at least one time and one sample"),
         ({"samples": [1, 1]}, "no sample twice"),
-        ({"samples": [-1]}, "integers >= 0"),
+        ({"samples": [-1]}, "a sample is an integer >= 0, got -1"),
         ({"times": [1000]}, r"t is an integer in 0 \.\.\. 999, got 1000"),
         ({"tol": 1.0}, r"tol is a share of s_1 in \[0, 1\)"),
         ({"threads": 0}, "threads is an integer >= 1"),

@@ -27,7 +27,7 @@ RUN = "() => window.jupyterapp.commands.execute('notebook:run-all-cells')"
 def opening(folder):
     """A copy of chapter 01 up to its first live slider, which needs the renderer alone."""
     nb = read(chapters(["01"])[0])
-    live = next(i for i, cell in enumerate(nb.cells) if "widgets.live(" in cell.source)
+    live = next(i for i, cell in enumerate(nb.cells) if "draw.live(" in cell.source)
     nb.cells = [c for c in nb.cells[: live + 1] if c.cell_type == "code"]
     quiet = [c for c in nb.cells if "flipbook" not in c.source]
     nb.cells = [nbformat.v4.new_code_cell(c.source) for c in quiet]
