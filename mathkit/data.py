@@ -207,7 +207,13 @@ def main(words: Sequence[str] = ()) -> None:
 def info() -> Info:
     """Versions, device, threads and the weights' hashes, for a bug report: a dict that prints well.
 
+    Returns: `Info`, {fact: text}; a shipped file is "MISSING" or "DIFFERS from its manifest entry"
+    where it is.
+    Raises FileNotFoundError when MATHKIT_DATA names a folder without a manifest.json.
     Cost: one hash of data/ (at most 24 MB), no pass.
+
+    >>> list(mk.info())[:3]
+    ['python', 'system', 'torch']
     """
     names = ["mathkit", "diffusers", "safetensors", "huggingface_hub", "numpy"]
     facts = Info({"python": platform.python_version(), "system": platform.platform()})
@@ -243,9 +249,20 @@ NETWORKS = ("alice", "reader")
 
 
 def stored(name: str) -> dict[str, Any]:
-    """The stored table data/results/NAME.json; ValueError where its weights are not the shipped.
+    """The stored table data/results/NAME.json, and that its weights are the shipped ones.
 
     A table measured without weights (None) is always good.
+
+    Args:
+        name: of the table; `python -m studies results` lists them.
+
+    Returns: what the file holds: "command", "weights", "seconds" and the table's own entries.
+    Raises FileNotFoundError where there is none of this name, ValueError where its weights are not
+    the shipped.
+    Cost: no pass; the file is read, and the manifest.
+
+    >>> mk.data.stored("alice")["weights"] == mk.data.fingerprint()
+    True
     """
     path = locate(f"results/{name}.json")
     if path is None:
@@ -272,7 +289,7 @@ def fingerprint(networks: Sequence[str] = NETWORKS) -> str:
 
 
 def _hashes(network: str) -> list[str]:
-    """Of the network's files in the first folder that lists any, as `weights.find` takes them."""
+    """Of the network's files in the first folder that lists any, as `find_network` takes them."""
     for folder in folders():
         names = (network, f"{network}.safetensors")
         found = [e["sha256"] for name in names for e in entries(folder, name)]

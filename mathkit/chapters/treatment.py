@@ -43,14 +43,30 @@ SAMPLING = 25  # network calls of a sample
 
 @dataclasses.dataclass(eq=False)
 class Cases:
-    """Samples on the couch, all at one time t.
+    """Samples on the couch, all at one time t; `admit` makes them.
 
-    index (B,): sample (seed, index). xt (B, 3, 64, 64): the sample's own x_t. x0: the untreated
-    image, denoised from x_t in `steps` calls (None: at the sample's own times). q (B, 13): its
-    factors, fitted through the renderer. distance (B,): its distance to the manifold. cure: the
-    true counterfactual D* (zero for the healthy). region (B, 64, 64): where |D*| > .05 in some
-    channel, grown by 2 pixels; 0 or 1; for the healthy with the D* of a Stranger who might have
-    stood there, drawn for this sample. known: the same cases at other times, once `at` was asked.
+    Args:
+        seed: of the samples.
+        index: which samples, (B,): case i is sample (seed, index[i]).
+        t: the time, one of the sampling grid.
+        steps: network calls from t to the image; None: at the sample's own times.
+        xt: (B, 3, 64, 64), the sample's own x_t.
+        x0: (B, 3, 64, 64), the untreated image, denoised from x_t in `steps` calls.
+        q: (B, 13), its factors, fitted through the renderer.
+        distance: (B,), its distance to the manifold.
+        cure: (B, 3, 64, 64), the true counterfactual D*, zero for the healthy.
+        region: (B, 64, 64), 0 or 1: where |D*| > .05 in some channel, grown by 2 pixels; for the
+            healthy with the D* of a Stranger who might have stood there, drawn for this sample.
+        known: the same cases at other times, once `at` was asked.
+
+    `len(cases)` is B, `cases[i]` the i-th alone.
+
+    >>> from mathkit.chapters import treatment
+    >>> q = mk.puppets.sample_factors(2, seed=0, stranger=1)
+    >>> x0, cure, region = mk.puppets.render(q), mk.puppets.counterfactual(q), torch.ones(2, 64, 64)
+    >>> cases = treatment.Cases(0, [0, 1], 957, 24, x0, x0, q, torch.zeros(2), cure, region)
+    >>> len(cases), cases[1].index
+    (2, [1])
     """
 
     seed: int
@@ -87,7 +103,17 @@ class Cases:
 def grid(p: Model, t: int) -> list[int]:
     """The times at which a sample of SAMPLING steps is still to be denoised, from t down.
 
-    Raises ValueError where t is none of them.
+    Args:
+        p: the model.
+        t: a time of the sampling grid, that of `mk.sample` with 25 steps.
+
+    Returns: integers, falling from t to 0.
+    Raises ValueError where t is no time of the grid.
+    Cost: no pass.
+
+    >>> from mathkit.chapters import treatment
+    >>> treatment.grid(mk.load_model("alice"), 125)
+    [125, 83, 42, 0]
     """
     times = timesteps(p, len(p.alphas_cumprod) - 1, SAMPLING)
     if t not in times:
@@ -96,9 +122,21 @@ def grid(p: Model, t: int) -> list[int]:
 
 
 def trajectory(p: Model, seed: int, index: Sequence[int], t: int) -> Tensor:
-    """x_t on the samples' own way down: `sample`'s state at the grid time t, (B, *shape).
+    """x_t on the samples' own way down: the state of `mk.sample` at the grid time t.
 
-    Raises ValueError where t is no time of the sampling grid.
+    Args:
+        p: the model.
+        seed: of the samples.
+        index: which samples.
+        t: a time of the sampling grid.
+
+    Returns: (B, *shape).
+    Raises ValueError where t is no time of the grid, and for a bad seed or index.
+    Cost: for each sample the network calls from T to t.
+
+    >>> from mathkit.chapters import treatment
+    >>> treatment.trajectory(mk.load_model("alice"), seed=1, index=[4, 7], t=957).shape
+    torch.Size([2, 3, 64, 64])
     """
     grid(p, t)
     top = len(p.alphas_cumprod) - 1
@@ -106,15 +144,45 @@ def trajectory(p: Model, seed: int, index: Sequence[int], t: int) -> Tensor:
 
 
 def descend(p: Model, x: Tensor, t: int, to: int) -> Tensor:
-    """x at the grid time t denoised as far as the grid time `to` < t, (B, *shape)."""
+    """x at one grid time denoised as far as another.
+
+    Args:
+        p: the model.
+        x: (B, *shape), at time t.
+        t: a time of the sampling grid.
+        to: a later stop on the way down, a grid time <= t.
+
+    Returns: (B, *shape), at time `to`.
+    Raises ValueError where t is no time of the grid, or the way does not come by `to`.
+    Cost: B network calls for each grid time between.
+
+    >>> from mathkit.chapters import treatment
+    >>> p = mk.load_model("alice")
+    >>> treatment.descend(p, torch.zeros(1, *p.shape), 42, to=0).shape
+    torch.Size([1, 3, 64, 64])
+    """
     return reached(walk(p, x, grid(p, t)), to)
 
 
 def admit(p: Model, seed: int, index: Sequence[int], t: int, steps: int | None = None) -> Cases:
-    """Sample, read and fit: the Cases of (seed, index) at the grid time t.
+    """Sample, read and fit: the cases of (seed, index) at one time.
 
-    steps: network calls from t on; None takes the sample's own times, so that the untreated image
-    is `mk.sample`'s. Cost: 25 network calls, 60 renders and their gradients for each.
+    Args:
+        p: the model, of the show.
+        seed: of the samples.
+        index: which samples.
+        t: a time of the sampling grid.
+        steps: network calls from t on; None takes the sample's own times, so that the untreated
+            image is `mk.sample`'s.
+
+    Returns: `Cases`, with the truth about their cure.
+    Raises ValueError where t is no time of the grid, and as `mk.denoise` does.
+    Cost: 25 network calls, 60 renders and their gradients for each.
+
+    >>> from mathkit.chapters import treatment
+    >>> cases = treatment.admit(mk.load_model("alice"), seed=1, index=[4], t=999, steps=1)
+    >>> cases.q.shape, cases.region.shape
+    (torch.Size([1, 13]), torch.Size([1, 64, 64]))
     """
     xt = trajectory(p, seed, index, t)
     x0 = finish(p, xt, t, steps)
@@ -125,7 +193,22 @@ def admit(p: Model, seed: int, index: Sequence[int], t: int, steps: int | None =
 
 
 def imagined(q: Tensor, seed: int, index: Sequence[int]) -> Tensor:
-    """q (B, 13), with the place of a Stranger who might have stood there drawn for the healthy."""
+    """The factors, with the place of a Stranger who might have stood there drawn for the healthy.
+
+    Args:
+        q: (B, 13).
+        seed: of the samples; the place depends on (seed, index) alone.
+        index: which samples, one for each row of q.
+
+    Returns: (B, 13); rows with stranger >= .5 are as they were.
+    Raises ValueError where index and q differ in length.
+    Cost: no pass.
+
+    >>> from mathkit.chapters import treatment
+    >>> q = mk.puppets.sample_factors(1, seed=0, stranger=0)
+    >>> (treatment.imagined(q, seed=1, index=[4]) != q)[0].nonzero().flatten().tolist()  # the place
+    [11, 12]
+    """
     out = q.clone()
     for row, i in zip(out, index, strict=True):
         if row[STRANGER] < 0.5:
@@ -135,7 +218,22 @@ def imagined(q: Tensor, seed: int, index: Sequence[int]) -> Tensor:
 
 
 def at(p: Model, cases: Cases, t: int) -> Cases:
-    """The same cases at another grid time. Cost: the network calls from T to t, the first time."""
+    """The same cases at another grid time; they keep it, so the second time costs nothing.
+
+    Args:
+        p: the model.
+        cases: at any time of the sampling grid.
+        t: the time wanted, one of the grid.
+
+    Returns: `Cases` with another t and x_t, and steps = None; the rest as it was.
+    Raises ValueError where t is no time of the grid.
+    Cost: for each case the network calls from T to t, the first time.
+
+    >>> from mathkit.chapters import treatment
+    >>> case = treatment.Cases(0, [0], 957, 24, *[torch.zeros(1, 3, 64, 64)] * 6)
+    >>> treatment.at(mk.load_model("alice"), case, 999).t
+    999
+    """
     if cases.steps is None:
         cases.known.setdefault(cases.t, cases)
     if t not in cases.known:
@@ -145,25 +243,58 @@ def at(p: Model, cases: Cases, t: int) -> Cases:
 
 
 def finish(p: Model, x: Tensor, t: int, steps: int | None = None, **how: Any) -> Tensor:
-    """The image that x at t leads to, clipped to [-1, 1]; steps as in `admit`, `how` as in
-    `mk.denoise`."""
+    """The image that x at t leads to.
+
+    Args:
+        p: the model.
+        x: (B, *shape), at time t.
+        t: its time.
+        steps: network calls from t on; None takes the sample's own times, as in `admit`.
+        how: what else `mk.denoise` takes.
+
+    Returns: (B, *image_shape), clipped to [-1, 1].
+    Raises ValueError as `mk.denoise` does, and with steps = None where t is no time of the sampling
+    grid.
+    Cost: B steps network calls.
+
+    >>> from mathkit.chapters import treatment
+    >>> p = mk.load_model("alice")
+    >>> treatment.finish(p, torch.zeros(1, *p.shape), 500, steps=2).shape
+    torch.Size([1, 3, 64, 64])
+    """
     own = {"times": grid(p, t)} if steps is None else {}
     return finished(p, x, t, steps, **own, **how)
 
 
 def read_stranger(images: Tensor) -> Tensor:
-    """Whether each image is read as ill, P(Stranger) > .5: (B,) of bool."""
+    """Whether each image (B, 3, 64, 64) is read as ill, P(Stranger) > .5: (B,) of bool."""
     return read_factors(images)[:, STRANGER] > 0.5
 
 
 def completions(
     p: Model, seed: int, i: int, t: int, count: int = 16, steps: int = 12
 ) -> tuple[Tensor, Tensor]:
-    """What may become of x_t, the state of sample (seed, i) at the grid time t: `count` endings.
+    """What may become of x_t, the state of sample (seed, i) at a grid time: several endings.
 
     Every ending goes down with eta = 1 and its own noise; the share that shows the Stranger is
-    P(Stranger | x_t) by trial. Returns the endings (count, *shape), clipped to [-1, 1], and x_t
-    (1, *shape). Cost: count * steps network calls.
+    P(Stranger | x_t) by trial.
+
+    Args:
+        p: the model.
+        seed: of the sample.
+        i: which sample.
+        t: a time of the sampling grid.
+        count: how many endings.
+        steps: network calls of each.
+
+    Returns: the endings (count, *shape), clipped to [-1, 1], and x_t (1, *shape).
+    Raises ValueError where t is no time of the grid, and as `mk.denoise` does.
+    Cost: count * steps network calls, and those from T to t.
+
+    >>> from mathkit.chapters import treatment
+    >>> endings, xt = treatment.completions(mk.load_model("alice"), 1, 4, t=999, count=2, steps=1)
+    >>> endings.shape, xt.shape
+    (torch.Size([2, 3, 64, 64]), torch.Size([1, 3, 64, 64]))
     """
     xt = trajectory(p, seed, [i], t)
     many = xt.expand(count, *xt.shape[1:]).contiguous()
@@ -187,7 +318,21 @@ def outside(case: Cases) -> LinearMap:
 
 
 def gaussian(case: Cases, k: int = 1, stream: int = 0) -> Tensor:
-    """k random unit vectors of x_t's shape, the same for the same (seed, index, stream)."""
+    """Random unit vectors of x_t's shape, the same for the same (seed, index, stream).
+
+    Args:
+        case: one case.
+        k: how many.
+        stream: another number draws others.
+
+    Returns: (k, *shape), each of length 1.
+    Cost: no pass.
+
+    >>> from mathkit.chapters import treatment
+    >>> case = treatment.Cases(0, [0], 957, 24, *[torch.zeros(1, 3, 64, 64)] * 6)
+    >>> treatment.gaussian(case, 2).flatten(1).norm(dim=1)
+    tensor([1.0000, 1.0000])
+    """
     draw = torch.Generator().manual_seed(_mixed(case.seed, case.index[0], stream))
     v = torch.randn(k, *case.xt.shape[1:], generator=draw).to(case.xt)
     return v / v.flatten(1).norm(dim=1)[:, None, None, None]
@@ -198,16 +343,35 @@ def _mixed(*words: int) -> int:
 
 
 def judge(cases: Cases, treated: Tensor, limit: float, unrelated: float) -> dict[str, Tensor]:
-    """What the treatment did to each case, as (B,) tensors.
+    """What the treatment did to each case: its outcome, and how far it missed the true cure.
 
-    outcome: 0 ill, 1 cured, 2 destroyed (OUTCOMES). Destroyed: the distance to the manifold exceeds
-    `limit`. Cured: P(Stranger) < .5 and, inside the region, the mean |x' - x0 - D*| is under half
-    of the mean |D*|; for the healthy, D* = 0, the first alone, so that their 0 is a new Stranger.
-    side: the side effect, mean distance of x' to the segment from x0 to x0 + D* in each pixel and
-    channel, over `unrelated`: neither leaving the Stranger nor taking him out is damage, anything
-    else is, inside the region as outside. error: mean |x' - x0 - D*| over the same. outside: mean
-    |x' - x0| outside the region, over the same. left: the share of D* that is left, 0 for the
-    healthy. factor: the mean and `worst` the largest change of the ten factors.
+    Destroyed: the distance to the manifold exceeds `limit`. Cured: P(Stranger) < .5 and, inside the
+    region, the mean |x' - x0 - D*| is under half of the mean |D*|; for the healthy, D* = 0, the
+    first alone, so that their 0 is a new Stranger.
+
+    Args:
+        cases: the untreated, with x0, D*, q and region.
+        treated: x' (B, 3, 64, 64), in [-1, 1].
+        limit: distance to the manifold beyond which a picture counts as destroyed.
+        unrelated: the unit of side effects, as `mk.puppets.unrelated_distance()`.
+
+    Returns: (B,) tensors by name. outcome: 0 ill, 1 cured, 2 destroyed (OUTCOMES). p: P(Stranger).
+    distance: to the manifold. side: the side effect, mean distance of x' to the segment from x0 to
+    x0 + D* in each pixel and channel, over `unrelated`: neither leaving the Stranger nor taking him
+    out is damage, anything else is, inside the region as outside. error: mean |x' - x0 - D*| over
+    the same. outside: mean |x' - x0| outside the region, over the same. left: the share of D* that
+    is left, 0 for the healthy. factor and worst: the mean and the largest change of the ten
+    factors.
+    Raises ValueError as `mk.read_factors` does.
+    Cost: for each 60 renders and their gradients.
+
+    >>> from mathkit.chapters import treatment
+    >>> q = mk.puppets.sample_factors(1, seed=0, stranger=1)
+    >>> x0, cure, off = mk.puppets.render(q), mk.puppets.counterfactual(q), torch.zeros(1)
+    >>> case = treatment.Cases(0, [0], 957, 24, x0, x0, q, off, cure, treatment.region(cure))
+    >>> marks = treatment.judge(case, x0 + cure, limit=0.08, unrelated=0.25)  # the true cure
+    >>> treatment.OUTCOMES[int(marks["outcome"])], round(float(marks["side"]), 3)
+    ('cured', 0.0)
     """
     q, distance = fit_factors(treated)
     p = read_factors(treated)[:, STRANGER]
@@ -242,13 +406,23 @@ def record(marks: dict[str, Tensor], j: int) -> dict[str, Any]:
 
 
 def dose(strengths: Sequence[float], effects: Sequence[float], target: float) -> float:
-    """The strength at which the mean side effect reaches `target`, linear between measurements.
+    """The strength at which the mean side effect reaches a target, linear between measurements.
 
-    (0, 0) is the first point; where the target is never reached, the largest strength is returned.
-    Where the effects rise and fall it is the first crossing: `np.interp` sees the two points around
-    it, for a whole curve that falls in places would mislead it.
-    Raises ValueError unless strengths rise from above 0, with one finite effect for each, and the
-    target is >= 0.
+    (0, 0) is the first point. Where the effects rise and fall it is the first crossing: `np.interp`
+    sees the two points around it, for a whole curve that falls in places would mislead it.
+
+    Args:
+        strengths: rising, > 0.
+        effects: the side effect at each, finite.
+        target: the side effect wanted, >= 0.
+
+    Returns: where the target is first reached; where it never is, the largest strength.
+    Raises ValueError for strengths, effects or a target that are not of this kind.
+    Cost: no pass.
+
+    >>> from mathkit.chapters import treatment
+    >>> treatment.dose([1.0, 2.0], [0.1, 0.3], target=0.2)
+    1.5
     """
     s, e = (np.array([0.0, *points]) for points in (strengths, effects))
     rising = len(s) == len(e) and bool((np.diff(s) > 0).all())
@@ -269,14 +443,45 @@ REST = 12  # directions of the rest that the aftercare may move
 
 @functools.lru_cache(maxsize=1)
 def mean_map(p: Model, case: Cases) -> LinearMap:
-    """The Jacobian of the posterior mean at the case's x_t."""
+    """The Jacobian of the posterior mean at a case's x_t, kept for the last one asked.
+
+    Args:
+        p: the model.
+        case: one case.
+
+    Returns: a `LinearMap` of x_t's shape on both sides.
+    Cost: as `mk.jacobian` at one point.
+
+    >>> from mathkit.chapters import treatment
+    >>> p = mk.diffusion.gaussian.GaussianModel(torch.zeros(3, 4, 4), torch.eye(48))
+    >>> case = treatment.Cases(0, [0], 500, 24, *[torch.zeros(1, 3, 4, 4)] * 6)
+    >>> treatment.mean_map(p, case).shape
+    (48, 48)
+    """
     return jacobian(posterior_mean(p, case.t), case.xt)
 
 
 @functools.lru_cache(maxsize=16)
 @any_of_equals()  # where the k-th and the next are stretched alike, either may be projected out
 def rest_svd(p: Model, case: Cases, k: int) -> SVD:
-    """`svd` of rank k of the Jacobian of the posterior mean outside the region at x_t."""
+    """`svd` of the Jacobian of the posterior mean outside the region at x_t, kept for the last 16.
+
+    Args:
+        p: the model.
+        case: one case.
+        k: its rank.
+
+    Returns: `SVD`, rows of U (k, *shape) zero inside the region.
+    Raises ValueError as `mk.svd` does for k. That the k-th and the next are stretched alike is no
+    matter here: either may be projected out.
+    Cost: one `mk.svd` of rank k through the network, the first time.
+
+    >>> from mathkit.chapters import treatment
+    >>> p = mk.diffusion.gaussian.GaussianModel(torch.zeros(3, 4, 4), torch.arange(48.0).diag())
+    >>> case = treatment.Cases(0, [0], 500, 24, *[torch.zeros(1, 3, 4, 4)] * 6)  # an empty region
+    >>> treatment.rest_svd(p, case, 1).V.abs().argmax()  # the axis of the largest variance
+    tensor(47)
+    """
     return svd(outside(case) @ mean_map(p, case), k)
 
 
@@ -296,12 +501,27 @@ ROUNDS = 2  # of small steps at each time of the aftercare
 
 
 def settle(p: Model, case: Cases, x: Tensor, rounds: int = ROUNDS) -> Tensor:
-    """x <- x + A^+ r, `rounds` times: small steps that take the rest of the picture back.
+    """x <- x + A^+ r, a few times: small steps that take the rest of the picture back.
 
     A: the Jacobian of the posterior mean E outside the case's region, at the case's own x_t; A^+
-    its pseudo-inverse on the top REST singular directions, V^T S^-1 U; r = E(x_t) - E(x) there,
-    the drift since the untreated x_t. x: (B, *shape) at the case's time. Cost: one `svd` of rank
-    REST for a case, and `rounds` network calls an item.
+    its pseudo-inverse on the top REST singular directions, V^T S^-1 U; r = E(x_t) - E(x) there, the
+    drift since the untreated x_t.
+
+    Args:
+        p: the model.
+        case: one case.
+        x: (B, *shape), at the case's time.
+        rounds: how many steps.
+
+    Returns: (B, *shape).
+    Cost: one `svd` of rank REST for a case, and `rounds` network calls an item.
+
+    >>> from mathkit.chapters import treatment
+    >>> p = mk.diffusion.gaussian.GaussianModel(torch.zeros(3, 4, 4), torch.arange(48.0).diag())
+    >>> case = treatment.Cases(0, [0], 500, 24, *[torch.zeros(1, 3, 4, 4)] * 6)  # x_t = 0
+    >>> drift = torch.eye(48)[47:].reshape(1, 3, 4, 4)  # along the top singular direction
+    >>> bool(treatment.settle(p, case, drift).abs().max() < 1e-2)
+    True
     """
     U, S, V = rest_svd(p, case, REST)
     with torch.no_grad():
@@ -319,10 +539,23 @@ def cared_for(
     times: Sequence[int],
     again: Callable[[Cases, Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """`moved` (B, *shape), denoised from the case's t to the last of `times`, settled at each.
+    """A moved x_t, denoised from the case's t to the last of some times, settled at each.
 
-    times: grid times below the case's own, falling. again: what is done to x at each before it is
-    settled, given the case at that time.
+    Args:
+        p: the model.
+        case: one case.
+        moved: (B, *shape), at the case's time.
+        times: grid times below the case's own, falling.
+        again: what is done to x at each before it is settled, given the case at that time.
+
+    Returns: (B, *shape), at the last of the times.
+    Cost: B network calls for each grid time between, and at each of the times as `at` and `settle`.
+
+    >>> from mathkit.chapters import treatment
+    >>> case = treatment.Cases(0, [0], 500, 24, *[torch.zeros(1, 3, 64, 64)] * 6)
+    >>> x = torch.ones(1, 3, 64, 64)
+    >>> torch.equal(treatment.cared_for(mk.load_model("alice"), case, x, times=[]), x)  # no care
+    True
     """
     now = case.t
     for t in times:

@@ -1,6 +1,6 @@
 """Curves with their bands: spectra, rate against side effect, what is measured over t.
 
-Notebooks call these as `plot.spectrum` and so on.
+Notebooks call these as `draw.spectrum` and so on.
 """
 
 from __future__ import annotations
@@ -33,10 +33,25 @@ def spectrum(
     title: str = "",
     ylabel: str = "singular value",
 ) -> Axes:
-    """Singular values (K,) against i = 1 ... K; call again on its `ax` to compare.
+    """Singular values against i = 1 ... K; call again on its `ax` to compare.
 
-    residuals (K,): bars s_i -+ residual, within which a true singular value lies. k: a mark in the
-    gap after the k-th. log: logarithmic axis, values <= 0 are left out.
+    Args:
+        S: (K,).
+        residuals: (K,), bars s_i -+ residual, within which a true singular value lies.
+        k: a mark in the gap after the k-th.
+        log: logarithmic axis, values <= 0 are left out.
+        label: of this curve, in a legend.
+        ax: where to draw; default a new figure.
+        title: above the picture.
+        ylabel: of the vertical axis.
+
+    Returns: the ax.
+    Raises ValueError on NaN.
+
+    >>> from mathkit import draw
+    >>> ax = draw.spectrum(mk.svd(mk.matrix([[3.0, 0.0], [0.0, 1.0]]), 2).S, k=1)
+    >>> ax.get_ylabel(), ax.texts[0].get_text()
+    ('singular value', 'k = 1')
     """
     s = style.numbers(S)
     ax = style.axes(ax, 3.2, title)
@@ -68,10 +83,25 @@ def tradeoff(
     xlabel: str = "side effect (1 = another puppet)",
     ylabel: str = "share cured",
 ) -> Axes:
-    """Rate against side effect: {name: (x, y) or (x, y, low, high)}, one curve with its band each.
+    """Rate against side effect, one curve with its band for each name.
 
-    accent: the name of the curve to point at; doses: marks on the x axis. One point alone is drawn
-    with an error bar.
+    Args:
+        curves: {name: (x, y) or (x, y, low, high)}; one point alone is drawn with an error bar.
+        doses: marks on the x axis.
+        accent: the name of the curve to point at.
+        ax: where to draw; default a new figure.
+        title: above the picture.
+        xlabel: of the horizontal axis.
+        ylabel: of the vertical axis.
+
+    Returns: the ax.
+    Raises ValueError on NaN.
+
+    >>> from mathkit import draw
+    >>> aimed, random = ([0.05, 0.15], [0.4, 0.8]), ([0.15], [0.1], [0.0], [0.3])
+    >>> ax = draw.tradeoff({"aimed": aimed, "random": random}, accent="aimed")
+    >>> [text.get_text() for text in ax.get_legend().get_texts()]
+    ['aimed', 'random']
     """
     ax = style.axes(ax, 3.6 + 0.22 * math.ceil(len(curves) / 2), title)
     _curves(ax, curves, accent)
@@ -95,9 +125,23 @@ def over_time(
 ) -> Axes:
     """What is measured at times t, noise on the left, picture on the right.
 
-    curves: {name: (t, y) or (t, y, low, high)}, one line with its band each, each at times
-    of its own.
-    levels: named horizontal lines, such as chance. accent: the name of the curve to point at.
+    Args:
+        curves: {name: (t, y) or (t, y, low, high)}, one line with its band each, each at times of
+            its own.
+        levels: named horizontal lines, such as chance.
+        accent: the name of the curve to point at.
+        log: logarithmic vertical axis.
+        ax: where to draw; default a new figure.
+        title: above the picture.
+        ylabel: of the vertical axis.
+
+    Returns: the ax.
+    Raises ValueError on NaN.
+
+    >>> from mathkit import draw
+    >>> ax = draw.over_time({"kept": ([900, 100], [0.2, 0.9])}, levels={"chance": 0.1})
+    >>> bool(ax.xaxis.get_inverted()), ax.texts[0].get_text()
+    (True, 'chance')
     """
     ax = style.axes(ax, 3.2 + 0.22 * math.ceil(len(curves) / 2), title)
     _curves(ax, curves, accent)

@@ -1,7 +1,7 @@
 """Still pictures in one style: pass an `ax` or get one, an `ax` comes back, nothing is computed.
 
-    from mathkit import plot
-    plot.use()
+    from mathkit import draw
+    draw.use()
 
 `row` and `cards` want the figure's whole width; the others share a figure well.
 """
@@ -36,11 +36,26 @@ def strip(
     scale: float | None = None,
     title: str = "",
 ) -> Axes:
-    """Images (B, C, H, W) in [-1, 1] side by side, `columns` to a line, a label under each.
+    """Images side by side, a label under each.
 
-    Values outside [-1, 1] are cut; numbers as labels get two decimals. signed: directions instead,
-    of any size: 0 is mid-grey (white where C = 1, red positive, blue negative), full colour is the
-    largest |value| of each image, or `scale` for all. Raises ValueError on other shapes and NaN.
+    Args:
+        images: (B, C, H, W), C = 1 or 3, in [-1, 1]; values outside are cut.
+        labels: one for each image; numbers get two decimals, whole ones none.
+        ax: where to draw; default a new figure.
+        columns: images to a line.
+        signed: directions instead, of any size: 0 is mid-grey (white where C = 1, red positive,
+            blue negative), full colour is the largest |value| of each image.
+        scale: the |value| of full colour, for all images.
+        title: above the picture.
+
+    Returns: the ax.
+    Raises ValueError on other shapes, labels that do not match, and NaN.
+
+    >>> from mathkit import draw
+    >>> frames = mk.puppets.render(mk.puppets.sample_factors(3, seed=0))
+    >>> ax = draw.strip(frames, labels=["one", "two", "three"], title="Three puppets")
+    >>> len(ax.images), ax.get_title(loc="left")
+    (3, 'Three puppets')
     """
     faces = style.pictures(images, signed, scale)
     columns = max(2, min(columns, len(faces)))
@@ -68,11 +83,26 @@ def cards(
     columns: int = 4,
     title: str = "",
 ) -> Axes:
-    """Images (B, C, H, W), each with a bar of every factor (B, F) in [0, 1] beneath it.
+    """Images, each with a bar of every factor beneath it.
 
-    A bar is cut at the ends of its track. reference (B, F): a tick on each bar, e.g. the value
-    before an edit; accent: the name of the factor to point at. Raises ValueError on shapes that do
-    not match.
+    Args:
+        images: (B, C, H, W), C = 1 or 3, in [-1, 1].
+        factors: (B, F), in [0, 1]; a bar is cut at the ends of its track.
+        names: of the F factors.
+        reference: (B, F), a tick on each bar, e.g. the value before an edit.
+        accent: the name of the factor to point at.
+        ax: where to draw; default a new figure.
+        columns: images to a line.
+        title: above the picture.
+
+    Returns: the ax.
+    Raises ValueError on shapes that do not match, and NaN.
+
+    >>> from mathkit import draw
+    >>> q = mk.puppets.sample_factors(2, seed=0)
+    >>> ax = draw.cards(mk.puppets.render(q), q[:, :3], mk.puppets.FACTORS[:3], accent="eye_size")
+    >>> [text.get_text() for text in ax.texts]
+    ['curtain_hue', 'felt_hue', 'eye_size']
     """
     faces, bars = style.pictures(images), style.numbers(factors)
     if bars.shape != (len(faces), len(names)):
@@ -102,8 +132,22 @@ def ellipse(
 ) -> Axes:
     """The unit circle with v_1, v_2 and its image with s_1 u_1, s_2 u_2; one colour a pair.
 
-    U (2, 2), S (2,), V (2, 2), rows are directions, as `mk.svd` returns them for a map A between
-    planes: `U, S, V = mk.svd(A, 2)`. names: the two letters. Raises ValueError on other shapes.
+    Args:
+        U: (2, 2), rows are directions, as `mk.svd` returns them for a map A between planes: `U, S,
+            V = mk.svd(A, 2)`.
+        S: (2,).
+        V: (2, 2), rows are directions.
+        ax: where to draw; default a new figure.
+        title: above the picture.
+        names: the two letters, that of the first plane and that of the second.
+
+    Returns: the ax.
+    Raises ValueError on other shapes, and NaN.
+
+    >>> from mathkit import draw
+    >>> ax = draw.ellipse(*mk.svd(mk.matrix([[2.0, 1.0], [0.0, 1.0]]), 2))
+    >>> len(ax.lines)  # the circle and the ellipse
+    2
     """
     u, s, v = map(style.numbers, (U, S, V))
     if (u.shape, s.shape, v.shape) != ((2, 2), (2,), (2, 2)):
@@ -128,9 +172,23 @@ def ellipse(
 
 @style.styled
 def stage(A: Tensor, V: Tensor, reach: float, title: str = "", *, ax: Axes | None = None) -> Axes:
-    """What A (2, 2) makes of the unit circle, of a small puppet in it, and of v_1, v_2 (rows of V).
+    """What A makes of the unit circle, of a small puppet in it, and of v_1, v_2.
 
-    reach: half the height of the picture. Raises ValueError on other shapes.
+    Args:
+        A: (2, 2).
+        V: (2, 2), rows v_1 and v_2.
+        reach: half the height of the picture.
+        title: above it.
+        ax: where to draw; default a new figure.
+
+    Returns: the ax.
+    Raises ValueError on other shapes, and NaN.
+
+    >>> from mathkit import draw
+    >>> eye = mk.matrix([[1.0, 0.0], [0.0, 1.0]]).dense()
+    >>> ax = draw.stage(2 * eye, eye, reach=2.5)
+    >>> [text.get_text() for text in ax.texts if text.get_text()]  # v_1 and v_2
+    ['1', '2']
     """
     a, v = style.numbers(A), style.numbers(V)
     if a.shape != (2, 2) or v.shape != (2, 2):
@@ -170,11 +228,29 @@ def heat(
     ax: Axes | None = None,
     title: str = "",
 ) -> Axes:
-    """A matrix (r, c) as coloured cells with a colour bar; values are printed up to 10 columns.
+    """A matrix as coloured cells with a colour bar.
 
-    Unsigned: white is 0, dark is `limit` (else the largest entry). signed: white is 0, red
-    positive, blue negative, symmetric. rows, columns: tick labels. Raises ValueError on NaN, and on
-    negative entries unless signed.
+    Unsigned: white is 0, dark is `limit`. Signed: white is 0, red positive, blue negative,
+    symmetric.
+
+    Args:
+        M: (r, c); values are printed up to 10 columns and 12 rows.
+        signed: whether entries may be negative.
+        limit: the |value| of full colour, else the largest |entry|.
+        rows: tick labels, one for each row.
+        columns: tick labels, one for each column.
+        digits: decimals of the values.
+        label: of the colour bar.
+        ax: where to draw; default a new figure.
+        title: above the picture.
+
+    Returns: the ax.
+    Raises ValueError on other shapes, on NaN, and on negative entries unless signed.
+
+    >>> from mathkit import draw
+    >>> ax = draw.heat(mk.matrix([[0.25, 1.0]]).dense(), columns=["left", "right"])
+    >>> [text.get_text() for text in ax.texts]
+    ['0.25', '1.00']
     """
     m = style.numbers(M)
     if m.ndim != 2 or (not signed and m.min() < 0):
@@ -210,10 +286,23 @@ def features(
     reach: float = 1.4,
     title: str = "",
 ) -> Axes:
-    """The columns of each W (B, 2, n) as rays from a common point, one panel each, a label under.
+    """The columns of each W as rays from a common point, one panel each, a label under it.
 
-    Feature 0 is the darkest. reach: half the panel's width, in the units of W. Raises ValueError on
-    other shapes.
+    Args:
+        W: (B, 2, n), or a list of such matrices (2, n); feature 0 is the darkest.
+        labels: one for each panel; numbers get two decimals, whole ones none.
+        ax: where to draw; default a new figure.
+        columns: panels to a line.
+        reach: half the panel's width, in the units of W.
+        title: above the picture.
+
+    Returns: the ax.
+    Raises ValueError on other shapes, labels that do not match, and NaN.
+
+    >>> from mathkit import draw
+    >>> W = mk.matrix([[1.0, 0.0, -1.0], [0.0, 1.0, 0.0]]).dense()
+    >>> draw.features(W[None], ["three features"]).texts[0].get_text()
+    'three features'
     """
     rays = style.numbers(W)
     if rays.ndim != 3 or rays.shape[1] != 2:

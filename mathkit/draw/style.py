@@ -91,7 +91,15 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
 
 
 def use() -> None:
-    """Switch the session to this style; in a notebook, figures are stored as `png` makes them."""
+    """Switch the session to this style; in a notebook, figures are stored as `png` makes them.
+
+    >>> import matplotlib as mpl
+    >>> from mathkit import draw
+    >>> with mpl.rc_context():  # the reader's own settings come back after it
+    ...     draw.use()
+    ...     mpl.rcParams["figure.facecolor"] == draw.PAPER
+    True
+    """
     mpl.rcParams.update(STYLE)
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if shell is not None and "inline" in mpl.get_backend().lower():
@@ -100,10 +108,23 @@ def use() -> None:
 
 
 def png(fig: Figure | Axes, limit: int = 60_000, dpi: int = 160) -> bytes:
-    """The figure as PNG bytes of at most `limit` bytes, with a palette of 256 colours or fewer.
+    """The figure as PNG bytes, with a palette of 256 colours or fewer.
 
     What is too large gets fewer colours (down to 64) and pixels (to dpi / 2). A figure drawn afresh
-    gives the same bytes on the same machine. Raises ValueError where even the smallest is over.
+    gives the same bytes on the same machine.
+
+    Args:
+        fig: a figure, or an ax of it.
+        limit: bytes, at most.
+        dpi: pixels an inch, where they fit.
+
+    Returns: bytes.
+    Raises ValueError where even the smallest is over `limit`.
+    Cost: one drawing or a few.
+
+    >>> from mathkit import draw
+    >>> len(draw.png(draw.heat(torch.eye(3)))) < 60_000
+    True
     """
     figure: Any = fig.figure  # of a Figure, itself; of an Axes, perhaps a SubFigure
     for share in (1, 0.8, 0.65, 0.5):
@@ -120,7 +141,22 @@ def png(fig: Figure | Axes, limit: int = 60_000, dpi: int = 160) -> bytes:
 def picture(
     image: Tensor, size: int = 256, signed: bool = False, scale: float | None = None
 ) -> bytes:
-    """One image (C, H, W) as PNG bytes, enlarged without smoothing, at least `size` pixels wide."""
+    """One image as PNG bytes, enlarged without smoothing.
+
+    Args:
+        image: (C, H, W), C = 1 or 3, in [-1, 1].
+        size: the least width, in pixels; the enlargement is by a whole number.
+        signed: a direction instead, as in `draw.strip`.
+        scale: the |value| of full colour, where signed.
+
+    Returns: bytes.
+    Raises ValueError on another shape, more than one image, and NaN.
+    Cost: no figure is drawn.
+
+    >>> from mathkit.draw import style
+    >>> style.picture(torch.zeros(3, 8, 8))[1:4]
+    b'PNG'
+    """
     from PIL import Image
 
     pixels = pictures(image[None] if image.ndim == 3 else image, signed, scale)

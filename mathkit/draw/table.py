@@ -11,6 +11,16 @@ class Table:
     """Lines of cells under a head; numbers are shown with three digits.
 
     It shows as HTML in a notebook and on a page, as aligned text elsewhere.
+
+    Args:
+        head: what stands above each column.
+        lines: their cells, as many as the head has.
+
+    >>> from mathkit import draw
+    >>> draw.Table(["method", "cured"], [["aimed", 2 / 3], ["random", 0.125]])
+    method  cured
+    aimed   0.667
+    random  0.125
     """
 
     def __init__(self, head: Sequence[str], lines: Sequence[Sequence[Any]]) -> None:

@@ -1,10 +1,10 @@
 """Moving pictures in a notebook: `live` redraws with the kernel, `flipbook` also moves without one.
 
-    from mathkit import widgets
-    widgets.live(draw, t=(0, 900, 100, 500))           # draw(t=500) -> a figure, an ax, an image
-    widgets.flipbook(frames, "strength", values=strengths, start=3, describe="The smile grows.")
+    from mathkit import draw
+    draw.live(at, t=(0, 900, 100, 500))           # at(t=500) -> a figure, an ax, an image
+    draw.flipbook(frames, "strength", values=strengths, start=3, describe="The smile grows.")
 
-`draw` is a pure function, to be used and tested without any widget.
+`at` is a pure function, to be used and tested without any widget.
 """
 
 from __future__ import annotations
@@ -29,9 +29,18 @@ FRAME, TOTAL = 60_000, 600_000  # bytes of a picture, and of all in one flipbook
 
 
 def frame(x: Any, limit: int = FRAME) -> bytes:
-    """x as PNG bytes: a figure or ax (then closed), an image (C, H, W), a batch of them, or bytes.
+    """Anything that can be shown, as PNG bytes.
 
-    Raises TypeError on anything else, ValueError where the result is over `limit` bytes.
+    Args:
+        x: a figure or ax (then closed), an image (C, H, W), a batch of them, or PNG bytes.
+        limit: bytes, at most.
+
+    Returns: bytes.
+    Raises TypeError on anything else, ValueError where the result is over `limit`.
+
+    >>> from mathkit.draw import widgets
+    >>> widgets.frame(torch.zeros(3, 8, 8))[1:4]
+    b'PNG'
     """
     if isinstance(x, Tensor):
         x = pictures.picture(x) if x.ndim == 3 else pictures.strip(x)
@@ -51,9 +60,23 @@ def frame(x: Any, limit: int = FRAME) -> bytes:
 def live(draw: Callable[..., Any], *, describe: str = "", **sliders: Any) -> W.VBox:
     """Sliders above the picture that draw(**values) returns, redrawn when a slider is let go.
 
-    A slider is (low, high), (low, high, step) or (low, high, step, start), ints or floats; a list
-    of choices; or a widget with a `value`. draw returns what `frame` takes. Where draw fails later
-    the error is shown and the picture stays. The box has `.sliders`, `.image` and `.status`.
+    Where draw fails later the error is shown and the picture stays.
+
+    Args:
+        draw: returns what `frame` takes: a figure, an ax, an image, a batch of them, or PNG bytes.
+        describe: what there is to see, in words.
+        sliders: by the names of draw's arguments: (low, high), (low, high, step) or (low, high,
+            step, start), ints or floats; a list of choices; or a widget with a `value`.
+
+    Returns: the box, with `.sliders`, `.image` and `.status`.
+    Raises ValueError for a slider that is none of these or starts outside its range, and whatever
+    the first picture raises.
+    Cost: one call of draw, and one for each change.
+
+    >>> from mathkit import draw
+    >>> box = draw.live(lambda t: torch.full((3, 8, 8), t / 999), t=(0, 999, 1, 500))
+    >>> box.sliders["t"].value
+    500
     """
     knobs = {name: _knob(name, spec) for name, spec in sliders.items()}
 
@@ -85,10 +108,26 @@ def flipbook(
 ) -> W.VBox:
     """A slider and a play button over still frames; linked in the browser, so no kernel is needed.
 
-    frames: what `frame` takes, one by one (of a generator, given with values, each figure is drawn
-    and closed in turn); values: what the slider shows for each; start: the first frame seen;
-    describe: what there is to see, in words; interval: ms a frame. Together the pictures stay under
-    600 kB. Raises ValueError on fewer than 2 frames, values that do not match, a start outside.
+    Together the pictures stay under 600 kB.
+
+    Args:
+        frames: what `frame` takes, one by one (of a generator, given with values, each figure is
+            drawn and closed in turn).
+        label: beside the slider.
+        values: what the slider shows for each frame; default their numbers from 0.
+        start: the first frame seen.
+        describe: what there is to see, in words.
+        interval: ms a frame.
+
+    Returns: the box, with `.play`, `.slider` and `.stack`.
+    Raises ValueError on fewer than 2 frames, values that do not match, a start outside, or a
+    picture that is too large.
+
+    >>> from mathkit import draw
+    >>> frames = torch.linspace(-1, 1, 5).view(5, 1, 1, 1).expand(5, 3, 8, 8)
+    >>> book = draw.flipbook(frames, "grey", start=2, describe="From black to white.")
+    >>> len(book.stack.children), book.slider.index
+    (5, 2)
     """
     given = list(frames) if values is None else frames
     names = range(len(given)) if values is None else values  # type: ignore[arg-type]
@@ -113,11 +152,25 @@ def flipbook(
 
 
 def rotate_stretch_rotate(M: Tensor, pages: int = 6, **flipbook_options: Any) -> W.VBox:
-    """A flipbook of a real 2 x 2 matrix M = U^T diag(S) V in three acts, `pages` pictures each.
+    """A flipbook of a real 2 x 2 matrix M = U^T diag(S) V in three acts.
 
     V turns v_1, v_2 into the axes, diag(S) stretches along the axes, U^T turns them to u_1, u_2.
     Where M mirrors the plane (det M < 0), the second stretch is -s_2, so that both turns are
-    rotations. Raises ValueError for another shape.
+    rotations.
+
+    Args:
+        M: (2, 2).
+        pages: pictures of each act.
+        flipbook_options: what else `flipbook` takes.
+
+    Returns: the box of `flipbook`, 1 + 3 pages frames.
+    Raises ValueError for another shape.
+    Cost: a figure for each frame.
+
+    >>> from mathkit import draw
+    >>> book = draw.rotate_stretch_rotate(torch.tensor([[1.0, 1.0], [0.0, 1.0]]), pages=1)
+    >>> [name for name, _ in book.slider.options]
+    ['before', 'rotate 1/1', 'stretch 1/1', 'rotate again 1/1']
     """
     if M.shape != (2, 2):
         raise ValueError(f"rotate_stretch_rotate takes a matrix (2, 2), got {tuple(M.shape)}")

@@ -16,8 +16,21 @@ class Posterior:
     For x_t = sqrt(abar) x_0 + sqrt(1 - abar) e and a bank x_0^i drawn from the show, the weights
     are w_i proportional to exp(-|x_t - sqrt(abar) x_0^i|^2 / (2 (1 - abar))). Every expectation
     below is a weighted mean over the bank; `ess` = 1 / sum w^2 says of how many draws, and under
-    500 no figure made here should be used. simple: of the simple show; `draw` draws it. Memory:
-    24 kB a render at size 64.
+    500 no figure made here should be used.
+
+    Args:
+        count: renders in the bank.
+        seed: of their factors.
+        size: height and width of a render.
+        simple: of the simple show; `draw` draws it.
+
+    It keeps `q` (count, 13), `bank` (count, 3 size^2), float16, and `shape`, (3, size, size).
+    Cost: count renders. Memory: 24 kB a render at size 64.
+
+    >>> from mathkit.show.posterior import Posterior
+    >>> truth = Posterior(50, size=16)
+    >>> truth.mean(torch.zeros(1, *truth.shape), abar=0.1).shape
+    torch.Size([1, 3, 16, 16])
     """
 
     def __init__(
@@ -31,7 +44,20 @@ class Posterior:
         self._square = torch.cat([p.float().square().sum(1) for p in self.bank.split(2000)])
 
     def weights(self, x: Tensor, abar: float) -> Tensor:
-        """w (B, count) for x (B, 3, size, size); rows sum to 1; ValueError for abar = 1."""
+        """w_i, the posterior probability of each frame of the bank, given x_t.
+
+        Args:
+            x: x_t (B, 3, size, size).
+            abar: its noise level, strictly between 0 and 1.
+
+        Returns: (B, count), float64; rows sum to 1.
+        Raises ValueError for another abar: at abar = 1 the clean image has no posterior.
+        Cost: one pass over the bank.
+
+        >>> truth = Posterior(50, size=16)
+        >>> float(truth.weights(torch.zeros(1, *truth.shape), 0.1).sum().round(decimals=6))
+        1.0
+        """
         if not 0 < abar < 1:
             raise ValueError(f"expected 0 < abar < 1, got {abar}; the clean image has no posterior")
         flat = x.detach().flatten(1).float().cpu()
@@ -40,27 +66,84 @@ class Posterior:
         return torch.softmax(logs, 1)
 
     def ess(self, x: Tensor, abar: float) -> Tensor:
-        """Effective sample size 1 / sum_i w_i^2, (B,), between 1 and the size of the bank."""
+        """Effective sample size 1 / sum_i w_i^2.
+
+        Args:
+            x: x_t (B, 3, size, size).
+            abar: its noise level, strictly between 0 and 1.
+
+        Returns: (B,), between 1 and the size of the bank.
+        Raises ValueError as `weights` does.
+        Cost: one pass over the bank.
+
+        >>> truth = Posterior(50, size=16)
+        >>> x = truth.bank[:1].float().reshape(1, *truth.shape)  # a frame that the bank holds
+        >>> round(float(truth.ess(x, 0.999)[0]), 3)  # hardly noised: it can be no other
+        1.0
+        """
         return 1 / self.weights(x, abar).square().sum(1)
 
     def mean(self, x: Tensor, abar: float) -> Tensor:
-        """E[x_0 | x_t], of x's shape: what a perfect denoiser would answer."""
+        """E[x_0 | x_t] = sum_i w_i x_0^i: what a perfect denoiser would answer.
+
+        Args:
+            x: x_t (B, 3, size, size).
+            abar: its noise level, strictly between 0 and 1.
+
+        Returns: of x's shape.
+        Raises ValueError as `weights` does.
+        Cost: two passes over the bank.
+
+        >>> truth = Posterior(50, size=16)
+        >>> x = truth.bank[:1].float().reshape(1, *truth.shape)  # a frame that the bank holds
+        >>> torch.allclose(truth.mean(x, 0.999), x)
+        True
+        """
         w = self.weights(x, abar).float()
         parts = zip(w.split(2000, 1), self.bank.split(2000), strict=True)
         return sum((a @ b.float() for a, b in parts), torch.zeros(())).reshape(len(x), *self.shape)
 
     def stranger(self, x: Tensor, abar: float) -> Tensor:
-        """P(Stranger | x_t), (B,)."""
+        """P(Stranger | x_t): the weight of the frames that show him.
+
+        Args:
+            x: x_t (B, 3, size, size).
+            abar: its noise level, strictly between 0 and 1.
+
+        Returns: (B,).
+        Raises ValueError as `weights` does.
+        Cost: one pass over the bank.
+
+        >>> truth = Posterior(50, size=16)
+        >>> x = truth.bank[:1].float().reshape(1, *truth.shape)  # a frame that the bank holds
+        >>> bool((truth.stranger(x, 0.999) - truth.q[0, STRANGER]).abs() < 1e-6)
+        True
+        """
         return (self.weights(x, abar) @ self.q[:, STRANGER].double()).float()
 
     def directions(
         self, x: Tensor, abar: float, k: int, tol: float = 1e-3
     ) -> tuple[Tensor, Tensor]:
-        """The top k directions of the posterior at one x_t of shape (1, 3, size, size).
+        """The top k directions of the posterior at one x_t: the eigenvectors of Cov[x_0 | x_t].
 
-        They are the eigenvectors of Cov[x_0 | x_t], which are the singular vectors of the exact
-        denoiser's Jacobian J = sqrt(abar) / (1 - abar) Cov (Tweedie, second order). Returns V
-        (k, 3, size, size) and the k singular values of J.
+        They are the singular vectors of the exact denoiser's Jacobian J = sqrt(abar) / (1 - abar)
+        Cov (Tweedie, second order). Frames whose weight is under 1e-4 of the largest are left out.
+
+        Args:
+            x: one x_t (1, 3, size, size).
+            abar: its noise level, strictly between 0 and 1.
+            k: how many.
+            tol: of the `svd` behind it.
+
+        Returns: V (k, 3, size, size), orthonormal rows, and the k singular values of J.
+        Raises ValueError as `weights` does, and as `mk.svd` does for k.
+        Cost: three passes over the bank, and one `mk.svd` of a matrix (frames, 3 size^2).
+        Source: Efron 2011; Manor & Michaeli, 2309.13598.
+
+        >>> truth = Posterior(50, size=16)
+        >>> V, s = truth.directions(torch.zeros(1, *truth.shape), 0.01, k=2)
+        >>> V.shape
+        torch.Size([2, 3, 16, 16])
         """
         w = self.weights(x, abar)[0]
         used = w > 1e-4 * w.max()

@@ -57,12 +57,26 @@ _RANGES = {
 def sample_factors(
     n: int, seed: int, stranger: int | None = None, moving: Sequence[str] = CONTINUOUS
 ) -> Tensor:
-    """Draw n puppets of the lost show: q of shape (n, 13), columns in the order of FACTORS.
+    """Draw n puppets of the lost show: q, one row of factors a puppet, columns in the order of
+    FACTORS.
 
     Each continuous factor is uniform on [0, 1]; one that is not in `moving` stays at .5. The
-    Stranger appears with probability .05 + .20 light (15 % of all frames), or always / never where
-    stranger is 1 / 0. The same (n, seed) give the same q. Raises ValueError for n < 1, another
-    stranger or a factor that is not continuous.
+    Stranger appears with probability .05 + .20 light (15 % of all frames). The same (n, seed) give
+    the same q.
+
+    Args:
+        n: how many, >= 1.
+        seed: an integer >= 0.
+        stranger: 1 has him in every frame, 0 in none; None draws him.
+        moving: names of the continuous factors that vary.
+
+    Returns: (n, 13), float32, on the CPU.
+    Raises ValueError for n < 1, another stranger or a factor that is not continuous.
+    Cost: no render.
+
+    >>> q = mk.puppets.sample_factors(3, seed=0, stranger=1)
+    >>> q[:, mk.puppets.STRANGER]
+    tensor([1., 1., 1.])
     """
     n, seed = integer(n, "n", 1), integer(seed, "seed")
     if stranger not in (None, 0, 1):
@@ -78,16 +92,39 @@ def sample_factors(
 
 
 def sample_simple(n: int, seed: int) -> Tensor:
-    """Draw n puppets of the simple show, q (n, 13): the four FEW_FACTORS move, no Stranger."""
+    """Draw n puppets of the simple show: the four FEW_FACTORS move, no Stranger.
+
+    Args:
+        n: how many, >= 1.
+        seed: an integer >= 0.
+
+    Returns: q (n, 13), as `sample_factors` gives them.
+    Raises ValueError for n < 1.
+    Cost: no render.
+
+    >>> q = mk.puppets.sample_simple(5, seed=0)
+    >>> int((q[:, :10].std(0) > 0).sum())  # columns that vary, of the ten
+    4
+    """
     return sample_factors(n, seed, stranger=0, moving=FEW_FACTORS)
 
 
 def render(q: Tensor, size: int = 64) -> Tensor:
-    """Draw the puppets q (n, 13) as images (n, 3, size, size) in [-1, 1], on q's device and dtype.
+    """Draw puppets as images in [-1, 1], differentiable in q.
 
-    Layers, back to front: curtain, Stranger, shoulders, head, hat, eyes, nose, mouth; each is
-    laid over the last by image <- image + coverage (colour - image). Gradients are finite for
-    every q. Raises ValueError for a shape other than (n, 13) or for NaN.
+    Layers, back to front: curtain, Stranger, shoulders, head, hat, eyes, nose, mouth; each is laid
+    over the last by image <- image + coverage (colour - image). Gradients are finite for every q.
+
+    Args:
+        q: factors (n, 13), floating point, in [0, 1]; values outside extrapolate.
+        size: height and width, in pixels.
+
+    Returns: (n, 3, size, size), on q's device and of its dtype.
+    Raises ValueError for a shape other than (n, 13), integers or NaN.
+    Cost: n renders.
+
+    >>> mk.puppets.render(torch.full((2, 13), 0.5)).shape
+    torch.Size([2, 3, 64, 64])
     """
     f, size = _factors(q), integer(size, "size", 1)
     x, y = _grid(size, q)
@@ -99,10 +136,22 @@ def render(q: Tensor, size: int = 64) -> Tensor:
 
 
 def stranger_mask(q: Tensor, size: int = 64) -> Tensor:
-    """Share of each pixel that the Stranger covers where he stands: (n, size, size) in [0, 1].
+    """Share of each pixel that the Stranger covers where he stands.
 
-    Drawn as though stranger = 1, whatever q says, behind the puppet: what the puppet hides is
-    not counted. Raises as render does.
+    Drawn as though stranger = 1, whatever q says, behind the puppet: what the puppet hides is not
+    counted.
+
+    Args:
+        q: factors (n, 13).
+        size: height and width, in pixels.
+
+    Returns: (n, size, size), in [0, 1].
+    Raises ValueError as `render` does.
+    Cost: about n renders.
+
+    >>> covered = mk.puppets.stranger_mask(torch.full((1, 13), 0.5))[0]
+    >>> bool(covered.max() > 0.99), bool(covered.mean() < 0.2)
+    (True, True)
     """
     f, size = _factors(q), integer(size, "size", 1)
     f["stranger"] = torch.ones_like(f["stranger"])
@@ -114,7 +163,23 @@ def stranger_mask(q: Tensor, size: int = 64) -> Tensor:
 
 
 def counterfactual(q: Tensor, size: int = 64) -> Tensor:
-    """D* = render(q, stranger = 0) - render(q, stranger = 1), (n, 3, size, size): the true cure."""
+    """D* = render(q, stranger = 0) - render(q, stranger = 1): the true cure, whatever q says of
+    him.
+
+    Args:
+        q: factors (n, 13).
+        size: height and width, in pixels.
+
+    Returns: (n, 3, size, size), 0 where he would not be seen.
+    Raises ValueError as `render` does.
+    Cost: 2 n renders.
+
+    >>> q = mk.puppets.sample_factors(1, seed=0, stranger=1)
+    >>> cured = mk.puppets.render(q) + mk.puppets.counterfactual(q)
+    >>> q[:, mk.puppets.STRANGER] = 0
+    >>> torch.allclose(cured, mk.puppets.render(q), atol=1e-5)
+    True
+    """
     absent, present = q.clone(), q.clone()
     absent[:, STRANGER], present[:, STRANGER] = 0.0, 1.0
     return render(absent, size) - render(present, size)
@@ -257,16 +322,49 @@ def _mouth(f: dict[str, Tensor], x: Tensor, y: Tensor, size: int) -> list[tuple[
 
 
 def tangents(q: Tensor) -> Tensor:
-    """The ten true tangent vectors J_R b_j of the show at one q (1, 13): (10, 3, 64, 64)."""
+    """The ten true tangent vectors J_R b_j of the show at one q, R the renderer, b_j the j-th
+    factor.
+
+    Args:
+        q: factors (1, 13).
+
+    Returns: (10, 3, 64, 64), in the order of CONTINUOUS: the change of the image per unit of a
+    factor.
+    Raises ValueError as `render` does.
+    Cost: 10 pushes through the renderer.
+
+    >>> mk.puppets.tangents(torch.full((1, 13), 0.5)).shape
+    torch.Size([10, 3, 64, 64])
+    """
     return jacobian(render, q).push(torch.eye(q.shape[1]).to(q)[: len(CONTINUOUS)])
 
 
 def average_puppet(n: int = 2000) -> Tensor:
-    """The mean frame of the show, (1, 3, 64, 64)."""
+    """The mean frame of the show.
+
+    Args:
+        n: frames in the mean, always the same ones.
+
+    Returns: (1, 3, 64, 64).
+    Cost: n renders.
+
+    >>> mk.puppets.average_puppet(20).shape
+    torch.Size([1, 3, 64, 64])
+    """
     return render(sample_factors(n, seed=31)).mean(0, keepdim=True)
 
 
 def unrelated_distance(n: int = 400) -> float:
-    """Mean |a - b| between unrelated frames of the show: the unit of every side effect."""
+    """Mean |a - b| between unrelated frames of the show: the unit of every side effect.
+
+    Args:
+        n: frames, always the same ones; each is compared with the one before it.
+
+    Returns: a mean over pixels and channels, in image units of [-1, 1].
+    Cost: n renders.
+
+    >>> 0.2 < mk.puppets.unrelated_distance(20) < 0.3
+    True
+    """
     frames = render(sample_factors(n, seed=41))
     return float(scores.pixel_distance(frames, frames.roll(1, 0)).mean())

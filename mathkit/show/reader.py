@@ -16,7 +16,13 @@ from mathkit.show.puppets import FACTORS, STRANGER
 class Reader(nn.Module):
     """A convolutional network 3 x 64 x 64 -> 13 numbers: factors, and one logit for the Stranger.
 
-    `features(images)` gives the 256 numbers before the last layer, used for Frechet distances.
+    Args:
+        width: channels of the first convolution; the others have 2, 4 and 4 times as many.
+        hidden: width of the layer before the last.
+
+    >>> from mathkit.show.reader import Reader
+    >>> Reader()(torch.zeros(2, 3, 64, 64)).shape
+    torch.Size([2, 13])
     """
 
     def __init__(self, width: int = 32, hidden: int = 256) -> None:
@@ -32,6 +38,7 @@ class Reader(nn.Module):
         self.out = nn.Linear(hidden, len(FACTORS))
 
     def features(self, images: Tensor) -> Tensor:
+        """The numbers before the last layer, (n, hidden), used for Frechet distances."""
         return nn.functional.silu(self.hidden(self.convolutions(images).flatten(1)))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -40,19 +47,43 @@ class Reader(nn.Module):
 
 @functools.lru_cache(maxsize=2)
 def reader(device: str = "cpu") -> Reader:
-    """The shipped factor reader, frozen, on `device`; its card is in data/README.md."""
+    """The shipped factor reader, frozen, kept in memory; its card is in data/README.md.
+
+    Args:
+        device: where it computes, as torch names it.
+
+    Returns: a `Reader` in eval mode.
+    Raises FileNotFoundError or ValueError where the shipped weights are missing or changed.
+    Cost: it is read once for each device.
+
+    >>> from mathkit.show.reader import reader
+    >>> sum(w.numel() for w in reader().parameters())
+    956461
+    """
     net = Reader()
     net.load_state_dict({k: v.float() for k, v in data.load_tensors("reader.safetensors").items()})
     return net.eval().requires_grad_(False).to(device)
 
 
 def read_factors(images: Tensor, batch: int = 256) -> Tensor:
-    """Read the factors of images (n, 3, 64, 64) in [-1, 1]: (n, 13), columns as in FACTORS.
+    """Read the factors off images, by a small network; differentiable in `images` where grad is
+    enabled.
 
     Column "stranger" is a probability; "stranger_side" and "stranger_height" mean something only
-    where it is large. Differentiable in `images` where grad is enabled. Cost: n passes of a
-    network of .96 M parameters. Raises ValueError for another shape, NaN or a range beyond
-    [-1.5, 1.5].
+    where it is large.
+
+    Args:
+        images: (n, 3, 64, 64), in [-1, 1].
+        batch: how many go through the network at a time.
+
+    Returns: (n, 13), columns as in `mk.puppets.FACTORS`.
+    Raises ValueError for another shape, integers, NaN or a range beyond [-1.5, 1.5].
+    Cost: n passes of a network of .96 M parameters.
+
+    >>> q = torch.full((1, 13), 0.5)
+    >>> read = mk.read_factors(mk.puppets.render(q))
+    >>> bool((read - q)[0, :10].abs().max() < 0.1)  # the ten continuous factors
+    True
     """
     _check(images)
     net = reader(str(images.device))
@@ -61,7 +92,20 @@ def read_factors(images: Tensor, batch: int = 256) -> Tensor:
 
 
 def read_features(images: Tensor, batch: int = 256) -> Tensor:
-    """The reader's last hidden layer, (n, 256), in which Frechet distances are taken."""
+    """The reader's last hidden layer, in which Frechet distances are taken.
+
+    Args:
+        images: (n, 3, 64, 64), in [-1, 1].
+        batch: how many go through the network at a time.
+
+    Returns: (n, 256), without a graph.
+    Raises ValueError as `read_factors` does.
+    Cost: n passes of the reader.
+
+    >>> from mathkit.show.reader import read_features
+    >>> read_features(torch.zeros(2, 3, 64, 64)).shape
+    torch.Size([2, 256])
+    """
     _check(images)
     net = reader(str(images.device))
     with torch.no_grad():
@@ -73,10 +117,25 @@ def fit_factors(
 ) -> tuple[Tensor, Tensor]:
     """Refit factors through the renderer: argmin_q mean |render(q) - image|^2, from the reader's q.
 
-    Adam on q, each image on its own; the Stranger's presence is rounded to 0 or 1 from the reader
-    (or given, (n,)) and held. Returns q (n, 13) and the distance to the manifold: the root mean
-    square residual (n,) over pixels and channels, in image units of [-1, 1]. Cost: steps renders
-    and their gradients.
+    Adam on q, each image on its own; the Stranger's presence is rounded to 0 or 1 from the reader,
+    or given, and held.
+
+    Args:
+        images: (n, 3, 64, 64), in [-1, 1].
+        steps: of Adam.
+        rate: its first rate; a cosine brings it down to a twentieth.
+        stranger: presence (n,), 0 or 1.
+
+    Returns: q (n, 13), the best met on the way, and the distance to the manifold (n,): the root
+    mean square residual over pixels and channels, in image units of [-1, 1].
+    Raises ValueError as `read_factors` does.
+    Cost: n steps renders and their gradients.
+
+    >>> from mathkit.show.reader import fit_factors
+    >>> image = mk.puppets.render(mk.puppets.sample_factors(1, seed=0))
+    >>> q, distance = fit_factors(image, steps=3)
+    >>> bool(distance < 0.05)  # it lies on the manifold
+    True
     """
     with torch.no_grad():
         start = read_factors(images)
