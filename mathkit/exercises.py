@@ -49,14 +49,18 @@ def check(
     up_to_sign: bool = False,
     note: str = "",
 ) -> Verdict:
-    """Print whether `answer` is right, else the likeliest mistake; return a Verdict. Never raises
-    for what a reader wrote; None, ... or a function that returns them is "not attempted".
+    """Whether an answer is right, printed, else the likeliest mistake.
+
+    List, tuple, array and tensor are all one, and so are shapes (n,) and (1, n). After `mistakes`,
+    the answer is compared with transforms of the truth: sign, square and root, factor, offset,
+    transpose, order, units, complement, length, shape.
 
     Args:
+        answer: what the reader made; None, ... or a function that returns them is "not attempted".
         truth: a number, list, array or tensor; a tuple of those; a set of numbers (any order will
-            do); a word or bool; or a function, then `answer` is one too and both are called on each
-            of `inputs` (a tuple in `inputs` is unpacked).
+            do); a word or bool; or a function, then `answer` is one too.
         mistakes: {diagnosis: wrong answer}, tried first; wrong functions where truth is a function.
+        inputs: where truth is a function, what both are called on (a tuple is unpacked).
         tol: right means |answer - truth| <= tol * max |truth|, for each entry of a tuple by its own
             size. By default a number rounded to three significant digits is right. What is whole by
             type (int) is a count, and exact.
@@ -64,10 +68,9 @@ def check(
         up_to_sign: each direction (row, or whole vector) may carry either sign; a number may not.
         note: a sentence printed after "Right."
 
-    List, tuple, array and tensor are all one, and so are shapes (n,) and (1, n). After `mistakes`,
-    the answer is compared with transforms of the truth: sign, square and root, factor, offset,
-    transpose, order, units, complement, length, shape. Raises ValueError on a faulty
-    exercise: a listed mistake that equals the truth, a function without `inputs`.
+    Returns: a `Verdict`, whose `ok` is True, False, or None where nothing was attempted.
+    Raises nothing for what a reader wrote; ValueError on a faulty exercise: a listed mistake that
+    equals the truth, a function without `inputs`.
 
     >>> mk.check(0.333, 1 / 3, mistakes={"that is the square": 1 / 9}).ok
     Right.

@@ -428,3 +428,16 @@ def test_a_trajectory_that_overflows_is_said() -> None:
     p = UNetModel(Network(lambda x, t: x * 1e30), linear_schedule())
     with pytest.raises(ValueError, match="NaN or infinity"):
         mk.sample(p, 1, steps=3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_samples_have_the_model_s_precision_whatever_the_default(float64: None, dtype: Any) -> None:
+    p = GaussianModel(torch.zeros(4, dtype=dtype), torch.eye(4))
+    assert mk.sample(p, 2, steps=2).dtype == dtype
+    torch.set_default_dtype(torch.float32)
+    assert mk.sample(p, 2, steps=2).dtype == dtype
+
+
+def test_no_level_of_noise_is_counted_from_the_end() -> None:
+    with pytest.raises(ValueError, match="t is an integer in 0"):
+        noised(GaussianModel(torch.zeros(4), torch.eye(4)), torch.zeros(1, 4), -1, 0)

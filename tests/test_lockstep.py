@@ -12,7 +12,7 @@ from torch import Tensor
 import mathkit as mk
 from mathkit.diffusion import model, networks
 from mathkit.diffusion.encoder import MAPS
-from mathkit.linear import jacobian
+from mathkit.linear import chunks
 from mathkit.linear._tape import convolution
 from mathkit.linear._tape.tape import Tape
 from mathkit.tools import lockstep
@@ -114,7 +114,7 @@ def test_no_pass_takes_more_directions_than_keep_the_device_busy(
     calls: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x = torch.randn(3, 12)
-    monkeypatch.setitem(jacobian.Chunk.TAPED, "cpu", 4 * 2 * x.numel())  # four of each point
+    monkeypatch.setitem(chunks.TAPE, "cpu", 4 * 2 * x.numel())  # four of each point
     V = torch.randn(9, 12)
     for point, pushed in zip(x, side_by_side(torch.sin, x, lambda A: A.push(V)), strict=True):
         torch.testing.assert_close(pushed, V * point.cos())

@@ -231,6 +231,14 @@ def test_a_transpose_by_weights_turned_by_half(settings, monkeypatch):
     assert_dense(layer, x)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_seed_the_point_is_drawn_with_there_is_a_tape(seed):
+    """Along x itself what a norm gives stands still: a tape would be compared with rounding."""
+    torch.manual_seed(seed)
+    x = torch.randn(1, 4, 3, 3)
+    assert isinstance(jacobian.record(nn.GroupNorm(2, 4), x), Tape)
+
+
 def test_norms_of_several_images_at_once_in_either_layout(monkeypatch):
     for layout in (torch.contiguous_format, torch.channels_last):
         for large in (1, 10**6):

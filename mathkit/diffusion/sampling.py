@@ -348,10 +348,10 @@ class _Noise:
         self.generators = [_generator(int(s), int(i), stream) for s, i in zip(*pairs, strict=True)]
 
     def __call__(self) -> Tensor:
-        draws = [torch.randn(self.p.shape, generator=g) for g in self.generators]
+        single = torch.float32
+        draws = [torch.randn(self.p.shape, generator=g, dtype=single) for g in self.generators]
         # At least float32: x_t is held finer than a half-precision network computes.
-        dtype = torch.promote_types(torch.float32, self.p.dtype)
-        return torch.stack(draws).to(self.p.device, dtype)
+        return torch.stack(draws).to(self.p.device, torch.promote_types(single, self.p.dtype))
 
 
 def _generator(*key: int) -> torch.Generator:
