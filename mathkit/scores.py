@@ -37,9 +37,21 @@ def wilson(k: int, n: int, level: float = 0.95) -> Interval:
     """Wilson score interval of a share: all p with |k/n - p| <= z sqrt(p (1 - p) / n).
 
     In closed form (k + z^2/2 -+ z sqrt(k (n - k) / n + z^2/4)) / (n + z^2), z the normal quantile
-    of (1 + level)/2; unlike k/n -+ z * standard error it never leaves [0, 1] and has a width at
-    k = 0 and k = n. Source: Wilson 1927. Raises ValueError unless k and n are whole numbers,
-    0 <= k <= n, n >= 1 and 0 < level < 1.
+    of (1 + level)/2; unlike k/n -+ z * standard error it never leaves [0, 1] and has a width at k =
+    0 and k = n.
+
+    Args:
+        k: how many of them, 0 ... n.
+        n: of how many, >= 1.
+        level: in (0, 1).
+
+    Returns: an `Interval`, (low, high).
+    Raises ValueError unless k and n are whole numbers, 0 <= k <= n, n >= 1 and 0 < level < 1.
+    Source: Wilson 1927.
+
+    >>> low, high = mk.scores.wilson(8, 10)
+    >>> print(f"{low:.3f} to {high:.3f}")
+    0.490 to 0.943
     """
     try:
         k, n = operator.index(k), operator.index(n)
@@ -57,7 +69,19 @@ def wilson(k: int, n: int, level: float = 0.95) -> Interval:
 
 
 def in_words(k: int, n: int, level: float = 0.95) -> str:
-    """k of n with its Wilson interval, as a sentence: "8 of 10, 95 % interval [.490, .943]"."""
+    """k of n with its Wilson interval, as a sentence.
+
+    Args:
+        k: as in `wilson`.
+        n: as in `wilson`.
+        level: as in `wilson`.
+
+    Returns: a text.
+    Raises as `wilson` does.
+
+    >>> mk.scores.in_words(8, 10)
+    '8 of 10, 95 % interval [.490, .943]'
+    """
     low, high = (_short(x) for x in wilson(k, n, level))
     return f"{k} of {n}, {100 * level:g} % interval [{low}, {high}]"
 
@@ -71,15 +95,29 @@ def bootstrap(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Difference:
-    """Paired bootstrap of mean(a - b), a and b (n,): pairs are drawn together, with replacement.
+    """Paired bootstrap of mean(a - b): pairs are drawn together, with replacement.
 
-    b = None tests mean(a) against 0; booleans count as shares. With `groups` (n,), any labels,
-    whole groups are drawn (samples edited with one source's direction stand or fall together).
-    The interval is the expanded percentile interval (Hesterberg 2015): percentiles at
-    Phi(-+ sqrt(g / (g - 1)) t_(g-1)) for g units drawn, which keeps the coverage near `level` for
-    few units; p inverts the same interval at 0 and is at least 1/(resamples + 1). The answer
-    depends on (data, seed) alone. Raises ValueError on shapes that differ, NaN, fewer than two
-    units, no resamples or a level outside (0, 1).
+    The interval is the expanded percentile interval: percentiles at Phi(-+ sqrt(g / (g - 1))
+    t_(g-1)) for g units drawn, which keeps the coverage near `level` for few units; p inverts the
+    same interval at 0 and is at least 1/(resamples + 1). The answer depends on (data, seed) alone.
+
+    Args:
+        a: (n,); booleans count as shares.
+        b: (n,); None tests mean(a) against 0.
+        groups: (n,), any labels: whole groups are drawn (samples edited with one source's direction
+            stand or fall together).
+        level: in (0, 1).
+        resamples: >= 1.
+        seed: of the draws.
+
+    Returns: a `Difference`: mean, low, high, p.
+    Raises ValueError on shapes that differ, NaN, fewer than two units, no resamples or a level
+    outside its range.
+    Source: Hesterberg 2015.
+
+    >>> d = mk.scores.bootstrap([1.0, 1.2, 0.9, 1.1, 1.3, 0.8], [0.0, 0.1, 0.2, 0.0, 0.1, 0.2])
+    >>> d.low < d.estimate < d.high, d.p < 0.01
+    (True, True)
     """
     from scipy.stats import t as student
 
@@ -104,11 +142,20 @@ def bootstrap(
 
 
 def holm(p: Numbers) -> Tensor:
-    """Holm's adjusted p-values (m,): the i-th smallest is max over j <= i of (m - j + 1) p_(j).
+    """Holm's adjusted p-values: the i-th smallest is max over j <= i of (m - j + 1) p_(j).
 
     Rejecting where the result is <= alpha keeps the chance of any false rejection at most alpha,
-    whatever the dependence (Holm 1979). Order is kept; values are cut at 1. Raises ValueError
-    outside [0, 1].
+    whatever the dependence. Order is kept; values are cut at 1.
+
+    Args:
+        p: (m,), each in [0, 1].
+
+    Returns: (m,), float64.
+    Raises ValueError outside [0, 1].
+    Source: Holm 1979.
+
+    >>> mk.scores.holm([0.01, 0.04, 0.03])
+    tensor([0.0300, 0.0600, 0.0600], dtype=torch.float64)
     """
     p = _vector("p", p)
     if not ((p >= 0) & (p <= 1)).all():
@@ -174,12 +221,23 @@ def pixel_distance(a: Numbers, b: Numbers) -> Tensor:
 
 
 def side_effect(x_edited: Numbers, x_true: Numbers, unrelated: Numbers) -> Tensor:
-    """How far an edit is from the true one: (B,); 0 is exact, 1 as far as an unrelated image.
+    """How far an edit is from the true one: 0 is exact, 1 as far as an unrelated image.
 
     mean |x' - x_true| over ALL pixels, divided by the same figure between unrelated images. x_true
-    is the true counterfactual x_0 + D*, not the untreated x_0. `unrelated`: images (N, C, H, W),
-    N >= 2, each compared with the next one in the batch (the last with the first); or that figure
-    itself, computed once. Raises ValueError on NaN, unequal shapes, or a figure that is not > 0.
+    is the true counterfactual x_0 + D*, not the untreated x_0.
+
+    Args:
+        x_edited: x' (B, C, H, W).
+        x_true: (B, C, H, W).
+        unrelated: images (N, C, H, W), N >= 2, each compared with the next one in the batch (the
+            last with the first); or that figure itself, computed once.
+
+    Returns: (B,).
+    Raises ValueError on NaN, unequal shapes, or a figure that is not > 0.
+
+    >>> x = torch.zeros(1, 1, 2, 2)
+    >>> float(mk.scores.side_effect(x + 0.1, x, 0.5))
+    0.20000000298023224
     """
     other = _tensor("unrelated", unrelated)
     figure = float(pixel_distance(other, other.roll(1, 0)).mean() if other.ndim else other)

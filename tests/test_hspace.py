@@ -314,7 +314,7 @@ def test_a_move_reaches_the_other_side_and_no_farther() -> None:
     p = isotropic()
     x, v = noise(p, 2), noise(p)[0]
     torch.testing.assert_close(mk.move(p, x, T, v, 2.0, 1)[1], -x)
-    with pytest.raises(ValueError, match=r"strength\| <= 2"):
+    with pytest.raises(ValueError, match=r"in \[-2, 2\], got 2.0001"):
         mk.move(p, x, T, v, 2.0001, 1)
 
 

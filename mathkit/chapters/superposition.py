@@ -25,10 +25,20 @@ IDEAL = {"3/4": 3 / 4, "2/3": 2 / 3, "1/2": 1 / 2, "2/5": 2 / 5, "3/8": 3 / 8}
 class Features:
     """The law of n sparse features, for N instances: x_i is 0, or with probability p_i uniform.
 
-    density (N, n): p_i in (0, 1]. signed: uniform on [-1, 1] rather than [0, 1]. sets: features
-    come in `sets` of `size` neighbours, "correlated" (on together, values independent) or
-    "anticorrelated" (never two on; size * p <= 1); p_i is every feature's own probability.
+    Args:
+        density: (N, n), p_i in (0, 1], every feature's own probability.
+        sets: None, or features come in `sets` of `size` neighbours, "correlated" (on together,
+            values independent) or "anticorrelated" (never two on; size * p <= 1).
+        size: of a set, >= 2.
+        signed: uniform on [-1, 1] rather than [0, 1].
+
     Raises ValueError for a density outside its range, or unequal within a set.
+    Source: Elhage et al. 2022, Toy Models of Superposition.
+
+    >>> from mathkit.chapters import superposition as sp
+    >>> x = sp.Features(torch.full((1, 5), 0.1)).draw(1000, torch.Generator().manual_seed(0))
+    >>> x.shape, bool(0.05 < (x > 0).float().mean() < 0.15)
+    (torch.Size([1, 5, 1000]), True)
     """
 
     density: Tensor
@@ -172,14 +182,33 @@ def train(
 ) -> Toys:
     """Train N instances at once from Xavier normal weights, by AdamW (weight decay .01).
 
-    importance: I_i >= 0, broadcast to (N, n). Instance j depends on (seed, starts[j]) and on its
-    own law alone: weights are drawn from (seed, start), default start 0 for all, and the data
-    from the seed, so that alone or among a thousand it goes the same way but for rounding.
-    anneal: lr falls to 0 by a cosine. begin: weights to start from instead. record: steps after
-    which the path keeps a copy (0: before the first). Runs on the device of features.density; a
-    GPU draws other numbers.
-    Cost: 5 batched products of W with (n, batch) a step and instance. Raises ValueError for
-    another kind, m < 1, or starts that do not fit.
+    Instance j depends on (seed, starts[j]) and on its own law alone: weights are drawn from (seed,
+    start), and the data from the seed, so that alone or among a thousand it goes the same way but
+    for rounding. Runs on the device of features.density; a GPU draws other numbers.
+
+    Args:
+        features: the law, of N instances.
+        m: neurons, >= 1.
+        importance: I_i >= 0, broadcast to (N, n).
+        kind: "relu", "linear", "hidden" or "abs", see `Toys`.
+        steps: of the descent.
+        batch: samples a step.
+        lr: learning rate.
+        anneal: lr falls to 0 by a cosine.
+        seed: of weights and data.
+        starts: one integer each, default 0 for all.
+        begin: weights to start from instead.
+        record: steps after which the path keeps a copy (0: before the first).
+        progress: show a bar.
+
+    Returns: `Toys`, N instances.
+    Raises ValueError for another kind, m < 1, or starts that do not fit.
+    Cost: 5 batched products of W with (n, batch) a step and instance.
+    Source: Elhage et al. 2022, Toy Models of Superposition.
+
+    >>> from mathkit.chapters import superposition as sp
+    >>> sp.train(sp.Features(torch.full((3, 5), 0.1)), 2, steps=2).W.shape
+    torch.Size([3, 2, 5])
     """
     from tqdm.auto import tqdm
 
@@ -287,10 +316,20 @@ def dimensions_per_feature(W: Tensor) -> Tensor:
 
 
 def dimensionality(W: Tensor) -> Tensor:
-    """D_i = |w_i|^2 / sum_j (w_i/|w_i| . w_j)^2 of W (..., m, n): (..., n); 0 for w_i = 0.
+    """D_i = |w_i|^2 / sum_j (w_i/|w_i| . w_j)^2, the share of a dimension that feature i has to
+    itself.
 
-    In [0, 1], the share of a dimension that feature i has to itself; the sum is at most m, and m
-    for a tight frame, W W^T = c 1.
+    The sum over i is at most m, and m for a tight frame, W W^T = c 1.
+
+    Args:
+        W: (..., m, n), a column w_i for each feature.
+
+    Returns: (..., n), in [0, 1]; 0 for w_i = 0.
+    Source: Elhage et al. 2022, Toy Models of Superposition.
+
+    >>> from mathkit.chapters import superposition as sp
+    >>> sp.dimensionality(torch.tensor([[1.0, -1.0]]))  # two features share one neuron
+    tensor([0.5000, 0.5000])
     """
     norm = torch.linalg.vector_norm(W, dim=-2)
     unit = W / norm.clamp_min(1e-12)[..., None, :]

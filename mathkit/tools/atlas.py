@@ -113,7 +113,16 @@ class Atlas:
 def load_atlas(folder: str | Path) -> Atlas:
     """The atlas in a folder, finished or not; its bases are read when asked for.
 
+    Args:
+        folder: where `python -m mathkit atlas --out FOLDER` made it.
+
+    Returns: an `Atlas`; atlas[sample, t] reads one basis.
     Raises FileNotFoundError where there is none, ValueError where its settings cannot be read.
+
+    >>> from mathkit.tools.atlas import load_atlas
+    >>> load_atlas("nowhere")
+    Traceback (most recent call last):
+    FileNotFoundError: nowhere holds no atlas: `python -m mathkit atlas` makes nowhere/atlas.json
     """
     path = Path(folder) / MANIFEST
     if not path.is_file():
@@ -143,19 +152,38 @@ def build(
 ) -> None:
     """Make the atlas in folder `out`, or finish it: mk.svd of the map's Jacobian at each x_t.
 
-    model: what `mk.load_model` takes with `revision` and `device`, or a model already loaded.
-    x_t: the state of `mk.sample(p, index=[i], seed=seed, steps=steps)` at the time of its grid
-    nearest to each of `times`. map: "h" (the encoder), "pooled" (summed over the places) or "mean"
-    (posterior mean). dtype: of the stored U and V. Called by several processes (torchrun), each
-    takes a share and returns when that is done. Items of one time are searched side by side, eight
-    at most and always the same ones; that and `threads`, of each process, are settings, so that on
-    one kind of machine the files depend neither on the number of processes nor on where a job
-    stopped.
+    Called by several processes (torchrun), each takes a share and returns when that is done. Items
+    of one time are searched side by side, eight at most and always the same ones; that and
+    `threads`, of each process, are settings, so that on one kind of machine the files depend
+    neither on the number of processes nor on where a job stopped.
 
+    Args:
+        model: what `mk.load_model` takes by name, with `revision` and `device`, or a model.
+        out: the folder.
+        map: "h" (the encoder), "pooled" (summed over the places) or "mean" (posterior mean).
+        samples: which; x_t is the state of `mk.sample(p, index=[i], seed=seed, steps=steps)` at the
+            time of its grid nearest to each of `times`.
+        times: each in 0 ... T - 1.
+        k: directions of each basis.
+        tol: of `mk.svd`.
+        seed: of the samples and of `mk.svd`.
+        steps: of the samples' way down.
+        threads: of each process.
+        dtype: of the stored U and V.
+        revision: of a Hub repository.
+        prompt: of a text model.
+        device: "auto", "cpu", "cuda".
+
+    Returns: nothing; `load_atlas` reads it.
     Raises ValueError for a bad argument, settings other than those the folder was begun with, and
     damaged files (all are read at the start); OSError on a full disk, with what is finished kept.
     Cost: at most `steps` network calls a sample, one `svd` an item, in an eighth of the calls where
     eight go side by side; k (n + m) stored numbers each.
+
+    >>> from mathkit.tools import atlas
+    >>> atlas.build("alice", "runs/atlas/alice", samples=[])
+    Traceback (most recent call last):
+    ValueError: give at least one time and one sample, and no sample twice
     """
     if device == "auto" and not isinstance(model, UNetModel) and str(model) in data.built_in():
         device = "cpu"
