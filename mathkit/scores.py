@@ -116,7 +116,7 @@ def bootstrap(
     Source: Hesterberg 2015.
 
     >>> d = mk.scores.bootstrap([1.0, 1.2, 0.9, 1.1, 1.3, 0.8], [0.0, 0.1, 0.2, 0.0, 0.1, 0.2])
-    >>> d.low < d.estimate < d.high, d.p < 0.01
+    >>> d.low < d.estimate < d.high, d.p < 0.05
     (True, True)
     """
     from scipy.stats import t as student
