@@ -119,8 +119,9 @@ class Eigenfaces:
 
         Returns: (B, k).
 
-        >>> faces = load_faces("lfw", 20)
-        >>> eigenfaces(faces, 3).coordinates(faces).shape
+        >>> from mathkit.chapters import eigenfaces
+        >>> faces = eigenfaces.load_faces("lfw", 20)
+        >>> eigenfaces.eigenfaces(faces, 3).coordinates(faces).shape
         torch.Size([20, 3])
         """
         return (images - self.mean).flatten(1) @ self.axes.flatten(1).T
@@ -133,8 +134,9 @@ class Eigenfaces:
 
         Returns: (B, *shape).
 
-        >>> faces = load_faces("lfw", 20)
-        >>> found = eigenfaces(faces, 19)  # as many axes as there are
+        >>> from mathkit.chapters import eigenfaces
+        >>> faces = eigenfaces.load_faces("lfw", 20)
+        >>> found = eigenfaces.eigenfaces(faces, 19)  # as many axes as there are
         >>> torch.allclose(found.rebuild(found.coordinates(faces)), faces, atol=1e-3)
         True
         """

@@ -54,6 +54,7 @@ class Posterior:
         Raises ValueError for another abar: at abar = 1 the clean image has no posterior.
         Cost: one pass over the bank.
 
+        >>> from mathkit.show.posterior import Posterior
         >>> truth = Posterior(50, size=16)
         >>> float(truth.weights(torch.zeros(1, *truth.shape), 0.1).sum().round(decimals=6))
         1.0
@@ -76,6 +77,7 @@ class Posterior:
         Raises ValueError as `weights` does.
         Cost: one pass over the bank.
 
+        >>> from mathkit.show.posterior import Posterior
         >>> truth = Posterior(50, size=16)
         >>> x = truth.bank[:1].float().reshape(1, *truth.shape)  # a frame that the bank holds
         >>> round(float(truth.ess(x, 0.999)[0]), 3)  # hardly noised: it can be no other
@@ -94,6 +96,7 @@ class Posterior:
         Raises ValueError as `weights` does.
         Cost: two passes over the bank.
 
+        >>> from mathkit.show.posterior import Posterior
         >>> truth = Posterior(50, size=16)
         >>> x = truth.bank[:1].float().reshape(1, *truth.shape)  # a frame that the bank holds
         >>> torch.allclose(truth.mean(x, 0.999), x)
@@ -114,9 +117,10 @@ class Posterior:
         Raises ValueError as `weights` does.
         Cost: one pass over the bank.
 
+        >>> from mathkit.show.posterior import Posterior
         >>> truth = Posterior(50, size=16)
         >>> x = truth.bank[:1].float().reshape(1, *truth.shape)  # a frame that the bank holds
-        >>> bool((truth.stranger(x, 0.999) - truth.q[0, STRANGER]).abs() < 1e-6)
+        >>> bool((truth.stranger(x, 0.999) - truth.q[0, mk.puppets.STRANGER]).abs() < 1e-6)
         True
         """
         return (self.weights(x, abar) @ self.q[:, STRANGER].double()).float()
@@ -140,6 +144,7 @@ class Posterior:
         Cost: three passes over the bank, and one `mk.svd` of a matrix (frames, 3 size^2).
         Source: Efron 2011; Manor & Michaeli, 2309.13598.
 
+        >>> from mathkit.show.posterior import Posterior
         >>> truth = Posterior(50, size=16)
         >>> V, s = truth.directions(torch.zeros(1, *truth.shape), 0.01, k=2)
         >>> V.shape
