@@ -95,8 +95,9 @@ def test_the_mask_is_where_the_counterfactual_changes_the_image():
     ],
 )
 def test_bad_factors_are_refused(q, words):
-    with pytest.raises(ValueError, match=words):
-        puppets.render(q)
+    for draw in (puppets.render, puppets.counterfactual, puppets.stranger_mask):
+        with pytest.raises(ValueError, match=words):
+            draw(q)
 
 
 @pytest.mark.parametrize("arguments", [(0, 1), (-2, 1), (3, 1, 2)])

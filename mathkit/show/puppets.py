@@ -180,12 +180,13 @@ def counterfactual(q: Tensor, size: int = 64) -> Tensor:
     >>> torch.allclose(cured, mk.puppets.render(q), atol=1e-5)
     True
     """
+    _check(q)
     absent, present = q.clone(), q.clone()
     absent[:, STRANGER], present[:, STRANGER] = 0.0, 1.0
     return render(absent, size) - render(present, size)
 
 
-def _factors(q: Tensor) -> dict[str, Tensor]:
+def _check(q: Tensor) -> None:
     if tensor(q, "q", f"(n, {len(FACTORS)})").ndim != 2 or q.shape[1] != len(FACTORS):
         raise ValueError(
             f"expected factors of shape (n, {len(FACTORS)}), got {tuple(q.shape)}; "
@@ -197,6 +198,10 @@ def _factors(q: Tensor) -> dict[str, Tensor]:
         )
     if _not_finite(q):
         raise ValueError("q holds NaN or infinity: its columns are mk.puppets.FACTORS")
+
+
+def _factors(q: Tensor) -> dict[str, Tensor]:
+    _check(q)
     return {
         name: (low + (high - low) * q[:, i])[:, None, None]
         for i, (name, (low, high)) in enumerate(_RANGES.items())
