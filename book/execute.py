@@ -122,6 +122,8 @@ def client(nb: Any, folder: Path, scratch: str, hooks: dict[str, Any]) -> Notebo
 def environment(quick: bool, threads: int, scratch: str) -> dict[str, str]:
     own = {"OMP_NUM_THREADS": str(threads), "PYTHONHASHSEED": "0", "IPYTHONDIR": scratch}
     clean = {k: v for k, v in os.environ.items() if k not in ("MATHKIT_QUICK", "MPLBACKEND")}
+    # This clone's package, whatever other clone the environment was made in.
+    own["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), clean.get("PYTHONPATH")]))
     if clean.get("MATHKIT_DATA"):  # kernels run in notebooks/
         own["MATHKIT_DATA"] = os.path.abspath(clean["MATHKIT_DATA"])
     return {**clean, **own, **({"MATHKIT_QUICK": "1"} if quick else {})}

@@ -42,6 +42,7 @@ PATHS, SEGMENTS, PATH_TIMES = 6, 12, (957, 500)
 EFFECT_TIMES, EFFECT_SAMPLES, SOURCES, GLOBAL = (874, 500), 8, 10, 6
 EFFECT_STRENGTH = 0.05
 BOTH = (*NETWORKS, "understudy")
+SURVEYED = ("h", "pooled", "mean")  # of MAPS: the columns of a stored table
 MANIFOLD_SAMPLES, MANIFOLD_STRENGTHS = 16, (0.02, 0.05, 0.1, 0.2)
 EDITS = {
     "random": Row("random", "random"),
@@ -78,7 +79,7 @@ def tangent_row(p: Model, truth: Posterior, frame: int, t: int, k: int = 2 * K) 
     J, abar = puppets.tangents(q), float(p.alphas_cumprod[t])
     other = puppets.tangents(noised_frame(p, frame + 1, t)[0])
     row: dict[str, Any] = {"frame": frame, "t": t, "ess": rounded(float(truth.ess(x, abar)))}
-    for name in MAPS:
+    for name in SURVEYED:
         A = the_map(p, name, x, t)
         r = svd(A, k)
         total = rounded(spectrum.total_stretch(A, known=r))

@@ -9,7 +9,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import mathkit as mk
 from mathkit import data, scores
 from mathkit.chapters import neurons, treatment
-from mathkit.diffusion.encoder import MAPS
 from mathkit.show import posterior, puppets
 from studies import jobs, methods, model_card, neuron_edits, rows, surveys, trial
 
@@ -118,7 +117,7 @@ def test_a_row_of_the_trial_is_what_it_was(p, name):
 
 def test_a_row_of_the_tangents_is_what_it_was(p):
     row, k = a_row("tangent")
-    name = random.choice(tuple(MAPS))
+    name = random.choice(surveys.SURVEYED)
     q, x = surveys.noised_frame(p, row["frame"], row["t"])
     V = mk.svd(surveys.the_map(p, name, x, row["t"]), k).V.flatten(1)
     Q = torch.linalg.qr(puppets.tangents(q).flatten(1).T).Q.T

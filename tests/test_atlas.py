@@ -544,5 +544,6 @@ def test_the_threads_are_those_of_the_settings(
 
 @pytest.mark.slow
 def test_accelerate_is_loaded_when_it_is_used() -> None:
-    code = "import sys, mathkit.atlas; assert not {'accelerate', 'diffusers'} & sys.modules.keys()"
+    heavy = "{'accelerate', 'diffusers'} & sys.modules.keys()"
+    code = f"import sys, mathkit.tools.atlas; assert not {heavy}"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

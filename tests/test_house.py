@@ -1,6 +1,7 @@
 """The house itself: what installs it, what may import what, and what a clone holds."""
 
 import ast
+import importlib
 import json
 import os
 import re
@@ -287,6 +288,42 @@ def test_every_chapter_has_its_room_and_calls_what_is_in_it():
         assert heading == f"# {number} {title}"
         code = "".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
         assert defined(file) & set(re.findall(r"\w+", code)), f"{path.name} calls nothing of {file}"
+
+
+# Names of colour maps and of a notebook's metadata.
+OTHERS = {"mathkit.signed", "mathkit.unsigned", "mathkit.blurb"}
+WRITTEN = re.compile(r"(?<![\w./-])((?:mathkit|studies)(?:\.[A-Za-z_]\w*)+)")
+
+
+def missing(text):
+    """The dotted names of ours in a text, code or prose, that lead nowhere."""
+    return sorted({n for n in WRITTEN.findall(text) if n not in OTHERS and not leads(n)})
+
+
+def leads(name):
+    """Is it a module, or something in one?"""
+    parts = name.split(".")
+    for end in range(len(parts), 0, -1):
+        if (path := ROOT.joinpath(*parts[:end])).is_dir() or path.with_suffix(".py").is_file():
+            thing = importlib.import_module(".".join(parts[:end]))
+            for part in parts[end:]:
+                if not hasattr(thing, part):
+                    return False
+                thing = getattr(thing, part)
+            return True
+    return False
+
+
+def test_every_name_of_ours_that_is_written_down_leads_somewhere():
+    kinds = {".py", ".md", ".ipynb", ".toml"}
+    found = {p.name: missing(text_of(p)) for p in tracked() if p.suffix in kinds}
+    del found[Path(__file__).name]
+    assert {name: wrong for name, wrong in found.items() if wrong} == {}
+
+
+def test_a_name_that_leads_nowhere_is_found():
+    assert missing("see mathkit.linear.maps and mathkit.linear.svd.svd") == ["mathkit.linear.maps"]
+    assert missing("`mathkit.linear.svd.SVD.converge`") == ["mathkit.linear.svd.SVD.converge"]
 
 
 def test_importing_mathkit_loads_nothing_heavy():

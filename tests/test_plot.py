@@ -17,7 +17,7 @@ from matplotlib.colors import to_rgb  # noqa: E402
 from PIL import Image  # noqa: E402
 from skimage.color import deltaE_ciede2000, rgb2lab  # noqa: E402
 
-from mathkit.draw import pictures, style  # noqa: E402
+from mathkit.draw import curves, pictures, style  # noqa: E402
 
 NAMES = ["curtain hue", "felt hue", "eye size", "mouth opening", "smile", "light", "stranger"]
 PHONE = 390  # px, the width at which a figure must still be read
@@ -36,7 +36,7 @@ def images(n, channels=3):
     return 2 * smooth - 1
 
 
-def curves():
+def doses():
     x = torch.linspace(0, 0.3, 7)
     rates = {"masked posterior mean": 30, "local SVD of h": 9, "random direction": 2}
     ys = {name: 1 - torch.exp(-r * x) for name, r in rates.items()}
@@ -51,8 +51,8 @@ def svd2(*rows):
 
 def two_spectra():
     s = torch.linspace(42, 20, 12)
-    ax = pictures.spectrum(s, residuals=0.03 * s, k=3, label="encoder", title="Singular values")
-    return pictures.spectrum(0.6 * s, label="pooled", ax=ax)
+    ax = curves.spectrum(s, residuals=0.03 * s, k=3, label="encoder", title="Singular values")
+    return curves.spectrum(0.6 * s, label="pooled", ax=ax)
 
 
 def trends():
@@ -67,7 +67,7 @@ def trends():
 
 
 GALLERY = {
-    "row": lambda: pictures.strip(
+    "strip": lambda: pictures.strip(
         images(8), [f"t = {t}" for t in range(900, 100, -100)], title="Noise"
     ),
     "stage": lambda: pictures.stage(
@@ -92,7 +92,7 @@ GALLERY = {
     ),
     "cards wrapped": lambda: pictures.cards(images(6), rand(6, 3), NAMES[:3]),
     "spectrum": two_spectra,
-    "spectrum, log": lambda: pictures.spectrum(10.0 ** -torch.arange(9), log=True, k=4),
+    "spectrum, log": lambda: curves.spectrum(10.0 ** -torch.arange(9), log=True, k=4),
     "ellipse": lambda: pictures.ellipse(*svd2([1.6, 0.7], [0.2, 0.8]), title="The longest image"),
     "ellipse, flat": lambda: pictures.ellipse(*svd2([3.0, 1.0], [0.0, 0.0])),
     "ellipse, circle": lambda: pictures.ellipse(*svd2([1.0, 0.0], [0.0, 1.0])),
@@ -101,17 +101,17 @@ GALLERY = {
     ),
     "heat, signed": lambda: pictures.heat(rand(4, 9) - 0.5, signed=True, label="correlation"),
     "heat, large": lambda: pictures.heat(rand(24, 24), title="Phase diagram"),
-    "tradeoff": lambda: pictures.tradeoff(
-        curves(), accent="local SVD of h", title="What a cure costs"
+    "tradeoff": lambda: curves.tradeoff(
+        doses(), accent="local SVD of h", title="What a cure costs"
     ),
-    "over time": lambda: pictures.over_time(
+    "over time": lambda: curves.over_time(
         trends(),
         levels={"chance": 0.05},
         accent="exact posterior",
         title="Found of the tangent space",
         ylabel="share",
     ),
-    "over time, log": lambda: pictures.over_time(trends(), log=True, levels={"floor": 1e-3}),
+    "over time, log": lambda: curves.over_time(trends(), log=True, levels={"floor": 1e-3}),
 }
 
 
@@ -174,18 +174,18 @@ def test_text_is_legible_on_a_phone(ax):
 
 
 def test_png_is_small_and_sharp(ax):
-    data = pictures.png(ax)
+    data = style.png(ax)
     assert len(data) <= 60_000
     assert Image.open(io.BytesIO(data)).size[0] >= 2 * PHONE
 
 
 def test_the_same_figure_gives_the_same_bytes():
-    for make in (GALLERY["row"], GALLERY["tradeoff"]):
-        assert pictures.png(make()) == pictures.png(make().figure)
+    for make in (GALLERY["strip"], GALLERY["tradeoff"]):
+        assert style.png(make()) == style.png(make().figure)
 
 
 def test_the_paper_shows(ax):
-    corner = Image.open(io.BytesIO(pictures.png(ax))).convert("RGB").getpixel((1, 1))
+    corner = Image.open(io.BytesIO(style.png(ax))).convert("RGB").getpixel((1, 1))
     assert np.abs(np.array(corner) / 255 - to_rgb(style.PAPER)).max() < 0.02
 
 
@@ -194,10 +194,10 @@ def test_an_axes_given_is_the_one_that_comes_back():
     draws = [
         lambda ax: pictures.strip(images(4), ax=ax),
         lambda ax: pictures.cards(images(2), rand(2, 3), NAMES[:3], ax=ax),
-        lambda ax: pictures.spectrum(torch.ones(3), ax=ax),
+        lambda ax: curves.spectrum(torch.ones(3), ax=ax),
         lambda ax: pictures.ellipse(*svd2([1.6, 0.7], [0.2, 0.8]), ax=ax),
         lambda ax: pictures.heat(rand(3, 3), ax=ax),
-        lambda ax: pictures.tradeoff(curves(), ax=ax),
+        lambda ax: curves.tradeoff(doses(), ax=ax),
     ]
     for axes_one, draw in zip(axes.flat, draws, strict=True):
         assert draw(axes_one) is axes_one
@@ -206,7 +206,7 @@ def test_an_axes_given_is_the_one_that_comes_back():
 
 
 def test_the_checkers_see_a_planted_fault():
-    ax = GALLERY["row"]()
+    ax = GALLERY["strip"]()
     ax.figure.text(0.95, 0.5, "far too long to fit")
     assert clipped(ax.figure) == ["far too long to fit"]
     ax = GALLERY["spectrum"]()
@@ -250,7 +250,7 @@ def test_bars_are_as_long_as_the_factors_and_cut_at_the_track():
     track, bars = (c.patches for c in ax.containers)
     assert [b.get_width() for b in bars] == pytest.approx([0.25, 1, 0])
     assert [b.get_width() for b in track] == [1, 1, 1]
-    assert [to_rgb(b.get_facecolor()) == to_rgb(pictures.ACCENT) for b in bars] == [
+    assert [to_rgb(b.get_facecolor()) == to_rgb(style.ACCENT) for b in bars] == [
         False,
         False,
         True,
@@ -266,7 +266,7 @@ def test_the_ellipse_is_the_image_of_the_circle():
 
 
 def test_spectrum_counts_from_one_and_leaves_zeros_out_of_a_logarithm():
-    ax = pictures.spectrum(torch.tensor([4.0, 1.0, 0.0]), log=True)
+    ax = curves.spectrum(torch.tensor([4.0, 1.0, 0.0]), log=True)
     assert ax.lines[0].get_xydata().tolist() == [[1, 4], [2, 1]]
 
 
@@ -281,7 +281,7 @@ def test_drawing_leaves_the_readers_own_settings_alone():
     GALLERY["tradeoff"]()
     assert dict(matplotlib.rcParams) == before
     with matplotlib.rc_context():
-        pictures.use()
+        style.use()
         assert matplotlib.rcParams["figure.facecolor"] == style.PAPER
 
 
@@ -314,7 +314,7 @@ def closest(colours, vision):
 
 @pytest.mark.parametrize("vision", VISION)
 def test_colours_are_told_apart_by_every_eye(vision):
-    assert closest((pictures.ACCENT, *style.CYCLE), vision) > 10
+    assert closest((style.ACCENT, *style.CYCLE), vision) > 10
 
 
 def test_the_colour_checker_sees_the_red_and_green_of_old():
@@ -332,7 +332,7 @@ def test_lines_and_text_stand_out_from_the_paper():
     def contrast(colour):
         return (luminance(style.PAPER) + 0.05) / (luminance(colour) + 0.05)
 
-    assert min(map(contrast, (pictures.ACCENT, *style.CYCLE))) >= 3  # WCAG 2.2, 1.4.11
+    assert min(map(contrast, (style.ACCENT, *style.CYCLE))) >= 3  # WCAG 2.2, 1.4.11
     assert contrast(style.INK) >= 7 and contrast(style.GREY) >= 4.5  # 1.4.3
 
 
@@ -361,9 +361,9 @@ def test_colour_maps_darken_evenly_away_from_zero(half):
         (lambda: pictures.stage(torch.eye(3), torch.eye(2), 1), r"A \(2, 2\) and V"),
         (lambda: pictures.features(torch.zeros(2, 5)), r"W \(B, 2, n\)"),
         (lambda: pictures.heat(-torch.ones(2, 2)), "signed=True"),
-        (lambda: pictures.spectrum(torch.tensor([1.0, torch.inf])), "infinite"),
-        (lambda: pictures.picture(images(2)), "one image"),
-        (lambda: pictures.png(GALLERY["row"](), limit=500), "fewer pictures"),
+        (lambda: curves.spectrum(torch.tensor([1.0, torch.inf])), "infinite"),
+        (lambda: style.picture(images(2)), "one image"),
+        (lambda: style.png(GALLERY["strip"](), limit=500), "fewer pictures"),
     ],
 )
 def test_bad_input_is_named(call, words):

@@ -10,7 +10,7 @@ matplotlib.use("Agg")
 W = pytest.importorskip("ipywidgets")
 plt = pytest.importorskip("matplotlib.pyplot")
 
-from mathkit.draw import pictures, widgets  # noqa: E402
+from mathkit.draw import curves, widgets  # noqa: E402
 
 
 def images(n, seed=0):
@@ -19,7 +19,7 @@ def images(n, seed=0):
 
 
 def draw(t, bend=1.0):
-    return pictures.spectrum(torch.linspace(9, 1, 9) ** (bend * t / 500))
+    return curves.spectrum(torch.linspace(9, 1, 9) ** (bend * t / 500))
 
 
 @pytest.fixture(autouse=True)

@@ -486,9 +486,9 @@ def rest_svd(p: Model, case: Cases, k: int) -> SVD:
 
 
 @functools.lru_cache(maxsize=8)
-def encoder_svd(p: Model, case: Cases, k: int, pool: str | None = None) -> SVD:
+def encoder_svd(p: Model, case: Cases, k: int) -> SVD:
     """`svd` of rank k of the Jacobian of x_t -> h at the case's x_t."""
-    return svd(jacobian(encoder(p, case.t, pool), case.xt), k)
+    return svd(jacobian(encoder(p, case.t), case.xt), k)
 
 
 def towards(p: Model, case: Cases, average: Tensor) -> Tensor:

@@ -104,7 +104,8 @@ class _Reached(Exception):
     """The rest of the network need not run."""
 
 
-# Name -> the map of x_t at (p, t) whose Jacobian's singular vectors are the directions.
+# Name -> the map of x_t at (p, t) whose Jacobian's singular vectors are the directions: h whole, h
+# summed over its places, the posterior mean (of x_0: no pooling). Atlases are kept by these names.
 MAPS: dict[str, Callable[[Model, int], Map]] = {
     "h": encoder,
     "pooled": lambda p, t: encoder(p, t, pool="sum"),

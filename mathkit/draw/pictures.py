@@ -3,7 +3,7 @@
     from mathkit import draw
     draw.use()
 
-`row` and `cards` want the figure's whole width; the others share a figure well.
+`strip` and `cards` want the figure's whole width; the others share a figure well.
 """
 
 from __future__ import annotations
@@ -19,10 +19,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from mathkit.draw import curves, style
-
-spectrum, tradeoff, over_time = curves.spectrum, curves.tradeoff, curves.over_time
-ACCENT, use, png, picture = style.ACCENT, style.use, style.png, style.picture
+from mathkit.draw import style
 
 
 @style.styled

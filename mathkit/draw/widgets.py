@@ -21,7 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from mathkit.draw import pictures
+from mathkit.draw import pictures, style
 from mathkit.linear.arrays import matrix
 from mathkit.linear.svd import svd
 
@@ -43,10 +43,10 @@ def frame(x: Any, limit: int = FRAME) -> bytes:
     b'PNG'
     """
     if isinstance(x, Tensor):
-        x = pictures.picture(x) if x.ndim == 3 else pictures.strip(x)
+        x = style.picture(x) if x.ndim == 3 else pictures.strip(x)
     if isinstance(x, Figure | Axes):
         figure: Any = x.figure
-        x = pictures.png(x, limit)
+        x = style.png(x, limit)
         plt.close(figure.figure)
     if not isinstance(x, bytes) or not x.startswith(b"\x89PNG"):
         raise TypeError(

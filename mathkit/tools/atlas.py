@@ -5,7 +5,7 @@ A local basis is the top k singular triplets of a map's Jacobian at x_t. One pro
     torchrun --standalone --nproc_per_node 2 -m mathkit atlas --out ...
 (`accelerate launch` on CPUs starts a single process.) The folder holds atlas.json, the settings,
 and one safetensors file for each item (sample, t), whole or absent. The same command goes on with
-a job that was stopped. mathkit.atlas.load_atlas(folder)[sample, t] reads a basis: U, S, V.
+a job that was stopped. `load_atlas(folder)[sample, t]` reads a basis: U, S, V.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def build(
         dtype: of the stored U and V.
         revision: of a Hub repository.
         prompt: of a text model.
-        device: "auto", "cpu", "cuda".
+        device: "auto", "cpu", "cuda" or "mps".
 
     Returns: nothing; `load_atlas` reads it.
     Raises ValueError for a bad argument, settings other than those the folder was begun with, and

@@ -1,7 +1,8 @@
 """The experiments of 2302.12469 and 2307.12868 on any one model, each beside its control.
 
 An experiment takes a `Study` and yields pieces to show, one after the other: axes, tables, lines of
-text. `for piece in directions(study): display(piece)` in a notebook; `mathkit.report` makes a page.
+text. `for piece in directions(study): display(piece)` in a notebook; `python -m mathkit report`
+makes a page.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor
 from mathkit.diffusion.edits import geodesic, guide, h_step, inject, move, normalise, response
 from mathkit.diffusion.encoder import encoder
 from mathkit.diffusion.sampling import denoise, invert, posterior_mean
-from mathkit.draw import pictures
+from mathkit.draw import curves, pictures
 from mathkit.draw.table import Table
 from mathkit.linear import spectrum
 from mathkit.linear.arrays import mask
@@ -61,7 +62,7 @@ def directions(study: Study) -> Iterator[Piece]:
         for t in study.times:
             r = study.basis(name, t)
             title = f"Singular values of the {label}"
-            ax = pictures.spectrum(r.S, residuals=r.residuals, label=f"t = {t}", ax=ax, title=title)
+            ax = curves.spectrum(r.S, residuals=r.residuals, label=f"t = {t}", ax=ax, title=title)
             J = jacobian(study.map(name, t), study.subject(t))
             total = spectrum.total_stretch(J, known=r)
             found = spectrum.rank_at(r.S.cpu(), total[0])
@@ -179,13 +180,13 @@ def frequencies(study: Study) -> Iterator[Piece]:
     if high != wide:
         yield f"x_t is {wide} x {high}: frequencies are counted on squares only."
         return
-    curves = {}
+    lines = {}
     for name, label in NAMES.items():
         found = [_middle(study.basis(name, t).V) for t in study.times]
-        curves[label] = (study.times, found)
+        lines[label] = (study.times, found)
     white = _middle(study.random(200))
-    yield pictures.over_time(
-        curves, levels={"white noise": white}, ylabel="middle frequency", title="Cycles a picture"
+    yield curves.over_time(
+        lines, levels={"white noise": white}, ylabel="middle frequency", title="Cycles a picture"
     )
 
 
@@ -200,19 +201,19 @@ def distances(study: Study) -> Iterator[Piece]:
     chance: of two random spans; floor: of one span found twice, from different starts."""
     s = study.settings
     chance = chance_distance(study.p.shape.numel(), s.k)
-    curves: dict[str, Sequence[Any]] = {}
+    lines: dict[str, Sequence[Any]] = {}
     for name, label in NAMES.items():
         V = {item: r.V.cpu() for item, r in study.bases(name).items()}
         pairs = [(i, j) for j in range(s.samples) for i in range(j)]
         y = [[float(distance(V[i, t], V[j, t])) for i, j in pairs] for t in study.times]
-        curves[label] = (study.times, [sum(a) / len(a) for a in y], [*map(min, y)], [*map(max, y)])
+        lines[label] = (study.times, [sum(a) / len(a) for a in y], [*map(min, y)], [*map(max, y)])
     t = study.middle
     with any_of_equals():
         again = svd(jacobian(encoder(study.p, t), study.state(0, t)), s.k, s.tol, s.seed + 1)
     floor = float(distance(study.bases("h")[0, t].V.cpu(), again.V.cpu()))
     levels = {"chance": chance, "floor": floor}
     title = f"Between samples: spans of {s.k} directions"
-    yield pictures.over_time(curves, levels=levels, ylabel="distance", title=title)
+    yield curves.over_time(lines, levels=levels, ylabel="distance", title=title)
     if len(study.times) > 1:
         spans = [study.bases("h")[0, t].V.cpu() for t in study.times]
         M = torch.tensor([[float(distance(a, b)) for a in spans] for b in spans])
