@@ -29,8 +29,9 @@ def integer(n: Any, name: str, least: int = 0, most: int | None = None) -> int:
 
 def number(x: Any, name: str, least: float = -math.inf, most: float = math.inf) -> float:
     """x as a finite real number in [least, most], else ValueError; tensors of one number too."""
-    scalar = isinstance(x, Tensor) and x.ndim == 0 and (x.is_floating_point() or x.dtype.is_signed)
-    real = scalar or (isinstance(x, numbers.Real) and not isinstance(x, bool))
+    scalar = isinstance(x, Tensor) and x.ndim == 0 and not x.is_complex()
+    boolean = isinstance(x, bool) or (scalar and x.dtype is torch.bool)
+    real = (scalar or isinstance(x, numbers.Real)) and not boolean
     try:
         value = float(x) if real else math.nan
     except OverflowError:

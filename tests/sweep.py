@@ -17,8 +17,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 FILES = (
-    "maps jacobians tape spectral lockstep grassmann metric diffusion hspace models faces factors "
-    "analysis puppets scores superposition standins"
+    "linear_map jacobian tape svd lockstep subspaces metric diffusion encoder model eigenfaces "
+    "reader analysis puppets scores superposition standins"
 ).split()
 OLD = {"MKL_ENABLE_INSTRUCTIONS": "SSE4_2", "ONEDNN_MAX_CPU_ISA": "SSE41"}
 PROCESSORS = {

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_models import SHAPE, Network, as_predicted, gaussian
+from test_model import SHAPE, Network, as_predicted, gaussian
 from torch import Tensor
 
 import mathkit as mk

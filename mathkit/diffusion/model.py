@@ -17,9 +17,14 @@ PREDICTIONS = ("epsilon", "v_prediction", "sample")
 class Model:
     """A denoiser with its noise levels: what every function here takes as `p`.
 
-    x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) e. shape: of one x_t. alphas_cumprod: abar_t, float64
-    on the CPU, (T,). unet: the network, or None. revision: of the weights. Subclasses give `noise`,
-    or `noise` and `clean`.
+    x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) e, for t = 0 ... T - 1. Subclasses give `noise`, or
+    `noise` and `clean`; `unet` is the network, or None, and `revision` that of its weights.
+
+    Args:
+        shape: of one x_t, as (3, 64, 64).
+        alphas_cumprod: abar_t, (T,), in (0, 1), falling; kept in float64 on the CPU.
+        device: where x_t and the network live.
+        dtype: of x_t.
     """
 
     unet: Any = None

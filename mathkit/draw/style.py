@@ -93,6 +93,8 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
 def use() -> None:
     """Switch the session to this style; in a notebook, figures are stored as `png` makes them.
 
+    Returns: nothing; matplotlib's rcParams are changed until they are set again.
+
     >>> import matplotlib as mpl
     >>> from mathkit import draw
     >>> with mpl.rc_context():  # the reader's own settings come back after it

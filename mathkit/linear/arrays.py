@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mathkit.linear.linear_map import BATCH, LinearMap, told
+from mathkit.arguments import told
+from mathkit.linear.linear_map import BATCH, LinearMap
 
 
 def matrix(M: Any) -> LinearMap:

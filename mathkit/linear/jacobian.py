@@ -59,7 +59,8 @@ def jacobian(f: Pass, x: Tensor, chunk: Any = "auto") -> LinearMap:
     in_shape, out_shape = x.shape[1:], passes.out_shape[1:]
     numbers = in_shape.numel() + math.prod(out_shape)
     fit = fitting(numbers, x.device.type, TAPE if isinstance(passes, Tape) else GRAPH)
-    rows = Chunk(fit if isinstance(chunk, str) and chunk == "auto" else _count(chunk))
+    auto = isinstance(chunk, str) and chunk == "auto"
+    rows = Chunk(fit if auto else integer(chunk, 'chunk, unless "auto",', 1))
     like = torch.empty(0, dtype=x.dtype, device=x.device)
 
     def pull(U: Tensor) -> Tensor:
@@ -74,13 +75,6 @@ def jacobian(f: Pass, x: Tensor, chunk: Any = "auto") -> LinearMap:
     J = LinearMap(push, pull, in_shape, out_shape, x.dtype, x.device)
     J.batch = fit  # whatever chunk: one answer
     return J
-
-
-def _count(chunk: Any) -> int:
-    try:
-        return integer(chunk, "chunk", 1)
-    except ValueError:
-        raise ValueError(f'chunk is "auto" or an integer >= 1, got {chunk!r}') from None
 
 
 def _check_point(x: Tensor) -> None:

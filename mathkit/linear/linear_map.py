@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-import numbers
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -13,6 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+
+from mathkit.arguments import integer, number, told
 
 Shape = tuple[int, ...]
 Pass = Callable[[Tensor], Tensor]
@@ -137,8 +138,7 @@ class LinearMap:
                     f"functions multiply by, mk.LinearMap(..., dtype=...) ({error})"
                 ) from error
             if not isinstance(W, Tensor) or W.is_complex() or W.shape != (len(V), *answer):
-                got = told(W) if isinstance(W, Tensor) else type(W).__name__
-                raise ValueError(f"{name} must answer a real {(len(V), *answer)}, gave {got}")
+                raise ValueError(f"{name} must answer a real {(len(V), *answer)}, gave {told(W)}")
             way.count += len(V)
             return _normal(W)
 
@@ -159,10 +159,9 @@ class LinearMap:
         if isinstance(other, Tensor) and other.shape == self.in_shape:
             return self.push(other[None])[0]
         if not isinstance(other, LinearMap):
-            got = told(other) if isinstance(other, Tensor) else type(other).__name__
             raise ValueError(
-                f"A @ v takes a map, or a tensor v of A's in_shape {self.in_shape}, got {got}: "
-                "A.push(rows) takes several directions, one a row"
+                f"A @ v takes a map, or a tensor v of A's in_shape {self.in_shape}, got "
+                f"{told(other)}: A.push(rows) takes several directions, one a row"
             )
         if self.in_shape != other.out_shape:
             raise ValueError(
@@ -184,8 +183,8 @@ class LinearMap:
         )
 
     def __mul__(self, factor: float) -> LinearMap:
-        number = _number(factor)
-        return self._with(self, lambda V: self.push(V) * number, lambda U: self.pull(U) * number)
+        c = _factor(factor)
+        return self._with(self, lambda V: self.push(V) * c, lambda U: self.pull(U) * c)
 
     def _with(self, first: LinearMap, push: Pass, pull: Pass) -> LinearMap:
         """The map of these passes from what `first` takes to what self answers."""
@@ -204,10 +203,10 @@ class LinearMap:
         return self + -other
 
     def __truediv__(self, divisor: float) -> LinearMap:
-        number = _number(divisor)
-        if number == 0:
-            raise ValueError("a map is divided by a real finite number other than 0, got 0")
-        return self * (1 / number)
+        c = _factor(divisor)
+        if c == 0:
+            raise ValueError("a map is divided by a number other than 0, got 0")
+        return self * (1 / c)
 
     def dense(self) -> Tensor:
         """The matrix of A, shape (m, n). Costs min(m, n) passes and m * n numbers of memory.
@@ -277,26 +276,13 @@ def check_map(A: Any) -> None:
 
 def _shape(size: int | Sequence[int]) -> Shape:
     sizes = tuple(size) if isinstance(size, Sequence) else (size,)
-    for s in sizes:
-        if not isinstance(s, numbers.Integral) or isinstance(s, bool) or s < 1:
-            raise ValueError(f"a shape is an integer >= 1, or several of them, got {size!r}")
-    return tuple(int(s) for s in sizes)
+    return tuple(integer(s, f"each size of the shape {size!r}", 1) for s in sizes)
 
 
-def _number(factor: Any) -> float:
-    if isinstance(factor, LinearMap):
+def _factor(x: Any) -> float:
+    if isinstance(x, LinearMap):
         raise ValueError("a map is multiplied by a number: A @ B composes two maps")
-    scalar = isinstance(factor, Tensor) and factor.ndim == 0 and not factor.is_complex()
-    boolean = isinstance(factor, bool) or (scalar and factor.dtype == torch.bool)
-    real = (scalar or isinstance(factor, numbers.Real)) and not boolean
-    try:
-        number = float(factor) if real else math.nan
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
-        got = told(factor) if isinstance(factor, Tensor) and factor.ndim else repr(factor)
-        raise ValueError(f"a map is multiplied or divided by a real finite number, got {got}")
-    return number
+    return number(x, "what a map is multiplied or divided by")
 
 
 def _finer(a: torch.dtype | None, b: torch.dtype | None) -> torch.dtype | None:
@@ -306,10 +292,6 @@ def _finer(a: torch.dtype | None, b: torch.dtype | None) -> torch.dtype | None:
 def _normal(V: Tensor) -> Tensor:
     """V without a graph, and fit for later gradients even if it comes from inference_mode."""
     return V.clone() if V.is_inference() else V.detach()
-
-
-def told(V: Tensor) -> str:
-    return f"{V.dtype} {tuple(V.shape)}"
 
 
 def _check_rows(V: Tensor, shape: Shape, name: str) -> None:

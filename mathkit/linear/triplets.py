@@ -27,15 +27,20 @@ class CloseValues(RuntimeWarning):
 class SVD:
     """Top singular triplets of a map; unpacks as U, S, V.
 
-    U (k, *out_shape), S (k,), V (k, *in_shape). residuals (k,): max(|A^T u_i - s_i v_i|,
-    |A v_i - s_i u_i|), in units of S. passes: directions pushed and pulled to get here.
-    converged: whether all residuals are at most tol * s_1 and nothing was left undone; problem:
-    "" or the sentence that says what was.
+    A v_i = s_i u_i, A^T u_i = s_i v_i, s_1 >= s_2 >= ...
 
-    gap = (s_k - s_(k+1)) / s_1. angle_bound = residual of the whole block / (s_1 gap), a bound on
-    the sine of the largest angle between the found and the true subspace (Wedin 1972), unless a
-    value was missed: a search does not prove that none was. Both are None where s_(k+1) is not
-    known.
+    Args:
+        U: (k, *out_shape), orthonormal rows.
+        S: (k,), falling, >= 0.
+        V: (k, *in_shape), orthonormal rows.
+        residuals: (k,), max(|A^T u_i - s_i v_i|, |A v_i - s_i u_i|), in units of S.
+        passes: directions pushed and pulled to get here.
+        gap: (s_k - s_(k+1)) / s_1, or None where s_(k+1) is not known.
+        angle_bound: residual of the whole block / (s_1 gap), or None: a bound on the sine of the
+            largest angle between the found and the true subspace (Wedin 1972), unless a value was
+            missed. A search does not prove that none was.
+        converged: whether all residuals are at most tol * s_1 and nothing was left undone.
+        problem: "", or the sentence that says what was.
     """
 
     U: Tensor

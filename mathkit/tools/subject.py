@@ -27,11 +27,21 @@ from mathkit.tools import atlas
 class Settings:
     """What a report is made with; with the model, all that is needed to repeat it.
 
-    image: a picture file, cut to a square and scaled; it takes the place of sample 0 as the
-    subject. prompt, other: texts of a text model; other is compared with prompt. region: left, top,
-    right, bottom of the masked edits, as shares of the side. samples: how many are compared. times:
-    each moved to the nearest of the sampling grid. k: directions of a basis. strength: |x_t' - x_t|
-    / |x_t| of the largest move. steps: network calls of a sample and of an inversion from T - 1.
+    Args:
+        model: as `mk.load_model` takes it; revision: of a Hub model.
+        image: a picture file, cut to a square and scaled, the subject in place of sample 0.
+        prompt: of a text model; other: the text it is compared with.
+        region: left, top, right, bottom of the masked edits, shares of the side in [0, 1].
+        samples: how many are compared.
+        times: in 0 ... T - 1, each moved to the nearest of the sampling grid.
+        k: directions of a basis.
+        strength: |x_t' - x_t| / |x_t| of the largest move.
+        steps: network calls of a sample and of an inversion from T - 1.
+        tol: of each svd, in s_1.
+        seed: of the first sample.
+        device: "auto", "cpu", "cuda" or "mps"; dtype: "float32", "float16" or "bfloat16".
+
+    Raises ValueError for a region that is none.
     """
 
     model: str = "alice"
@@ -83,9 +93,15 @@ def _once(method: Callable[..., Any]) -> Callable[..., Any]:
 class Study:
     """One model, one subject and what has been found out about them.
 
-    p: the model. times: of the sampling grid, falling; middle: the one of the edits. folder: where
-    bases are kept, as atlases; without one they are found again each time. picture: (1, C, H, W),
-    or None. region: 1 inside, 0 outside, of the shape of x_t.
+    Loads the model at once. Beside `settings` and `folder` it has p: the model; times: of the
+    sampling grid, falling; middle: the one of the edits; picture: (1, C, H, W) or None; region: 1
+    inside, 0 outside, of the shape of x_t.
+
+    Args:
+        settings: what is asked.
+        folder: where bases are kept, as atlases; without one they are found again each time.
+
+    Raises what `mk.load_model` raises, and ValueError for settings the model does not fit.
     """
 
     def __init__(self, settings: Settings, folder: str | Path | None = None) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.autograd.forward_ad as forward_ad
-from test_models import SHAPE, Network, gaussian
+from test_model import SHAPE, Network, gaussian
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 

@@ -288,7 +288,7 @@ def test_every_real_number_multiplies_from_either_side(s):
 def test_nothing_else_multiplies(s):
     A = mk.matrix(torch.randn(2, 3))
     for run in (lambda: A * s, lambda: s * A, lambda: A / s):
-        with pytest.raises(ValueError, match="real finite number"):
+        with pytest.raises(ValueError, match="divided by is a finite number"):
             run()
 
 
@@ -388,7 +388,7 @@ def test_what_is_no_row_is_refused_in_words():
 @pytest.mark.parametrize(
     "answer, got",
     [
-        (None, "NoneType"),
+        (None, "None"),
         (np.ones((1, 2)), "ndarray"),
         (torch.ones(1, 2) * 1j, "complex64"),
         (torch.ones(1), r"\(1,\)"),
@@ -418,7 +418,7 @@ def test_a_map_is_made_of_functions_sizes_and_a_type():
 
     for wrong in (0, -1, 2.0, True, None, "ab", (2, 0), (2, 3.0), torch.ones(2)):
         for shapes in ((wrong, 2), (2, wrong)):
-            with pytest.raises(ValueError, match="a shape is an integer >= 1"):
+            with pytest.raises(ValueError, match="each size of the shape .* is an integer >= 1"):
                 mk.LinearMap(same, same, *shapes)
     with pytest.raises(ValueError, match="functions of rows: mk.matrix"):
         mk.LinearMap(torch.eye(2), torch.eye(2), 2, 2)
