@@ -261,7 +261,7 @@ def test_one_direction_goes_through_at():
         (torch.ones(3), r"\(3,\)"),
         (np.ones(4), "ndarray"),
         ([1.0] * 4, "list"),
-        (2, "int"),
+        (2, "2"),
     ],
 )
 def test_at_takes_one_direction_and_says_where_several_go(v, got):
