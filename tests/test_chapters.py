@@ -24,10 +24,10 @@ def lines(cell):
 
 
 def words(nb):
-    """Words of prose: without formulas, hints, solutions and references."""
+    """Words of prose: without formulas, hints, solutions, addresses of links and references."""
     text = "\n".join(cell.source for cell in nb.cells if cell.cell_type == "markdown")
     text = text.split("## References")[0]
-    gone = r"<details>.*?</details>|```.*?```|\$\$.*?\$\$|\$[^$]*\$|<[^>]+>"
+    gone = r"<details>.*?</details>|```.*?```|\$\$.*?\$\$|\$[^$]*\$|<[^>]+>|\]\([^)]*\)"
     return len(re.findall(r"[A-Za-z][\w'-]*", re.sub(gone, " ", text, flags=re.DOTALL)))
 
 
