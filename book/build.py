@@ -49,15 +49,17 @@ def back(cut: str | None) -> list[Path]:
 def sources(books: list[tuple[str, Any]], folder: Path, cut: str | None = None) -> None:
     """The pages as Sphinx reads them; what no longer belongs there goes."""
     thumbs, names, cards = folder / "thumbs", [name for name, _ in books], []
+    needed = {name: pages.minutes(nb, name) for name, nb in books}
     written = {path.name: path.read_text(encoding="utf-8") for path in back(cut)}
     for name, nb in books:
         picture = pages.thumbnail(nb)
         if picture:
             pages.write(thumbs / f"thumb-{name}.png", picture)
         cards.append(pages.card(name, nb, bool(picture)))
-        written[f"{name}.ipynb"] = store.text(pages.chapter(nb, cut))
+        written[f"{name}.ipynb"] = store.text(pages.chapter(store.normalise(nb), cut))
     names += ["notation", "reference"] if back(cut) else []
-    written["index.md"] = pages.front((BOOK / "front.md").read_text(encoding="utf-8"), cards, names)
+    template = (BOOK / "front.md").read_text(encoding="utf-8")
+    written["index.md"] = pages.front(template, needed, cards, names)
     for name, text in written.items():
         pages.write(folder / "pages" / name, text)
     thumbs.mkdir(exist_ok=True)

@@ -5,8 +5,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from docutils import nodes
-from sphinx import addnodes
 from sphinx.application import Sphinx
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -21,6 +19,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx_codeautolink",
+    "book.doctree",
 ]
 root_doc = "index"
 
@@ -28,6 +27,8 @@ nb_execution_mode = "off"
 nb_render_markdown_format = "gfm"  # tables in Markdown outputs
 nb_merge_streams = True
 nb_number_source_lines = False
+nb_code_prompt_show = "Show the code"
+nb_code_prompt_hide = "Hide the code"
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 
@@ -48,12 +49,13 @@ codeautolink_inventory_map = {  # what a name in code leads to, where its own pl
 
 mathjax_path = "vendor/tex-svg.js"
 mathjax3_config = {"svg": {"fontCache": "global"}, "options": {"enableMenu": False}}
-nb_ipywidgets_js: dict[str, dict[str, str]] = {"widgets-offline.js": {}, "vendor/embed.js": {}}
+nb_ipywidgets_js: dict[str, dict[str, str]] = {}  # no page asks for a kernel
 
 html_theme = "furo"
 html_title = project
 html_static_path = ["_static"]
 html_css_files = ["book.css"]
+html_js_files = [("book.js", {"defer": "defer"})]
 html_copy_source = False
 html_show_sourcelink = False
 html_show_sphinx = False
@@ -77,6 +79,9 @@ html_theme_options = {
         "color-highlight-on-target": "#f6e8c4",
         "color-api-name": "#0b5d73",
         "color-api-pre-name": "#56524a",
+        "sheet": "0",
+        "sheet-shadow": "none",
+        "scheme": "light",
     },
     "dark_css_variables": {
         "color-background-primary": "#22262a",
@@ -89,6 +94,10 @@ html_theme_options = {
         "color-highlight-on-target": "#3b3626",
         "color-api-name": "#7cc3d8",
         "color-api-pre-name": "#aaa59a",
+        "color-foreground-muted": "#a09b90",
+        "sheet": "0.5rem",
+        "sheet-shadow": "0 2px 10px #000a",
+        "scheme": "dark",
     },
 }
 
@@ -105,13 +114,6 @@ def as_rst(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: lis
             lines[i] = "".join(parts)
 
 
-def as_called(app: Sphinx, doctree: nodes.document) -> None:
-    """`mathkit.svd` is headed `mk.svd`, and `mathkit.linear.metric.gram` `metric.gram`."""
-    for node in doctree.findall(addnodes.desc_addname):
-        module = node.astext().rstrip(".").split(".")[-1]
-        node[:] = [nodes.Text(f"{'mk' if module == 'mathkit' else module}.")]
-
-
 def read_again(app: Sphinx, *_: Any) -> list[str]:
     """What is written again: sphinx-codeautolink links only what was read in the same build."""
     return list(app.builder.get_outdated_docs())
@@ -120,4 +122,3 @@ def read_again(app: Sphinx, *_: Any) -> list[str]:
 def setup(app: Sphinx) -> None:
     app.connect("env-get-outdated", read_again)
     app.connect("autodoc-process-docstring", as_rst, priority=400)
-    app.connect("doctree-read", as_called)

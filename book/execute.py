@@ -88,11 +88,9 @@ def setting(quick: bool) -> str:
 
 
 def graft(nb: Any, run: Any) -> Any:
-    """The notebook as it reads now, with the outputs and widget state of an earlier run of it."""
+    """The notebook as it reads now, with the outputs of an earlier run of it."""
     for cell, done in zip(code_cells(nb), code_cells(run), strict=True):
         cell.outputs, cell.execution_count = done.outputs, done.execution_count
-    nb.metadata.pop("widgets", None)
-    nb.metadata.update({k: run.metadata[k] for k in ("widgets",) if k in run.metadata})
     return nb
 
 
@@ -112,7 +110,7 @@ def client(nb: Any, folder: Path, scratch: str, hooks: dict[str, Any]) -> Notebo
         config.KernelManager.transport = "ipc"
         config.KernelManager.ip = f"{scratch}/k"
     return NotebookClient(
-        nb, timeout=SECONDS_A_CELL, record_timing=False, store_widget_state=True,
+        nb, timeout=SECONDS_A_CELL, record_timing=False, store_widget_state=False,
         coalesce_streams=True, kernel_name="python3", config=config,
         extra_arguments=["--Application.log_level=50"],
         resources={"metadata": {"path": str(folder)}}, **hooks,

@@ -8,19 +8,24 @@ from pathlib import Path
 from typing import Any
 
 from book.execute import code_cells
+from book.paths import CLIPS
 from mathkit import data
 
 Piece = tuple[Any, str]  # a cell, and a part of its source
-STORY, MATH = "story", "math"
+STORY, MATH, FOLD, SHOT = "story", "math", "fold", "card"  # tags of cells
 FENCE = ":" * 7
 EXERCISES = "## Exercises"
 HEADING = re.compile(r"#{1,6} ")
 CODE_FENCE = re.compile(r"\s*(```|~~~)")
+MINUTES = re.compile(r"\b(\d+) min\b")  # in the table that opens a chapter
 CARD = """<a class="card" href="{name}.html">
-<span class="reel">{number}</span>
 <span class="shot">{picture}</span>
-<span class="label"><b>{title}</b><i>{blurb}</i></span>
+<span class="label"><b>{number} {title}</b> <i>{blurb}</i> <small>{minutes} minutes</small></span>
 </a>"""
+FILM = """<video src="_static/clips/cure.mp4" poster="_static/clips/cure.png" muted loop playsinline
+controls preload="none" aria-label="The Stranger dissolves; the puppet stays"></video>"""
+COVER = """<img src="_static/cover.png"
+alt="A row of puppets from ALICE's show; behind some of them stands the Stranger">"""
 
 
 def tags(cell: Any) -> set[str]:
@@ -95,7 +100,7 @@ def filled(pieces: list[Piece]) -> list[Piece]:
 def chapter(nb: Any, cut: str | None = None) -> Any:
     """The notebook as a page, story framed; with cut "math" or "story" the other kind left out.
 
-    The story cut folds its code away and has no exercises.
+    Code tagged "fold" is folded away; in the story cut all is, and there are no exercises.
     """
     dropped = {MATH: STORY, STORY: MATH}.get(cut or "")
     if dropped:
@@ -103,7 +108,7 @@ def chapter(nb: Any, cut: str | None = None) -> Any:
     for cell in nb.cells:
         if cell.cell_type == "markdown" and STORY in tags(cell):
             cell.source = told(cell.source)
-        if cell.cell_type == "code" and cut == STORY:
+        if cell.cell_type == "code" and (cut == STORY or FOLD in tags(cell)):
             cell.metadata["tags"] = [*cell.metadata.get("tags", []), "hide-input"]
     nb.cells = [cell for cell in nb.cells if cell.source]
     nb.metadata["language_info"] = {"name": "python", "pygments_lexer": "python"}
@@ -132,24 +137,59 @@ def blurb(nb: Any) -> str:
     return str(nb.metadata.get("mathkit", {}).get("blurb", ""))
 
 
+def minutes(nb: Any, name: str) -> int:
+    """How long a chapter takes to read, as its opening table says."""
+    found = MINUTES.search(nb.cells[0].source if nb.cells else "")
+    if not found:
+        raise ValueError(f"the table that opens {name} must say its minutes, as in '50 min'")
+    return int(found[1])
+
+
 def thumbnail(nb: Any) -> bytes | None:
-    """The first picture a chapter draws."""
-    data = (o.get("data", {}) for cell in code_cells(nb) for o in cell.get("outputs", []))
+    """The picture of the cell tagged "card"; without one, the first that the chapter draws."""
+    cells = sorted(code_cells(nb), key=lambda cell: SHOT not in tags(cell))
+    data = (o.get("data", {}) for cell in cells for o in cell.get("outputs", []))
     first = next((d["image/png"] for d in data if "image/png" in d), None)
     return base64.b64decode(first) if first else None
 
 
 def card(name: str, nb: Any, pictured: bool) -> str:
-    """One line of the front page's contents."""
+    """One entry of the front page's contents."""
     picture = f'<img src="_static/thumb-{name}.png" alt="" loading="lazy">' if pictured else ""
     shown = {"title": html.escape(title(nb, name)), "blurb": html.escape(blurb(nb))}
-    return CARD.format(name=name, number=name.split("_")[0], picture=picture, **shown)
+    number, needed = name.split("_")[0], minutes(nb, name)
+    return CARD.format(name=name, number=number, picture=picture, minutes=needed, **shown)
 
 
-def front(template: str, cards: list[str], names: list[str]) -> str:
-    """The front page: the template with its cards and the list that makes the side bar."""
-    page = template.replace("{{first}}", f"{names[0]}.html" if names else "#")
-    return page.replace("{{cards}}", "\n".join(cards)).replace("{{names}}", "\n".join(names))
+def hours(total: int) -> str:
+    """Minutes in words: whole hours from two on, the nearest half hour."""
+    halves = round(total / 30)
+    return f"{total} minutes" if total < 120 else f"{halves / 2:g} hours"
+
+
+def front(template: str, needed: dict[str, int], cards: list[str], names: list[str]) -> str:
+    """The front page: the template with its cards, its times, and the list that makes the side bar.
+
+    `needed` has the minutes by name. {{time}} becomes the time for all chapters and {{time 01 06}}
+    for these; a line that begins with {{if name}} stays where there is a page of that name.
+    """
+
+    def time(found: re.Match[str]) -> str:
+        wanted = tuple(found[1].split() or [""])
+        return hours(sum(n for name, n in needed.items() if name.startswith(wanted)))
+
+    def kept(found: re.Match[str]) -> str:
+        return found[2] if any(name.startswith(found[1]) for name in names) else ""
+
+    page = re.sub(r"^\{\{if (\w+)\}\} *(.*\n?)", kept, template, flags=re.MULTILINE)
+    page = re.sub(r"\{\{time([ \d]*)\}\}", time, page)
+    shown = {
+        "first": f"{names[0]}.html" if names else "#", "names": "\n".join(names),
+        "cards": "\n".join(cards), "film": FILM if (CLIPS / "cure.mp4").exists() else COVER,
+    }  # fmt: skip
+    for key, text in shown.items():
+        page = page.replace(f"{{{{{key}}}}}", text)
+    return page
 
 
 def write(path: Path, content: str | bytes) -> None:

@@ -1,7 +1,9 @@
 """The web book opens from disk, fetches nothing and works: read page by page, and in a browser."""
 
+import base64
 import contextlib
 import hashlib
+import html
 import importlib
 import inspect
 import json
@@ -14,6 +16,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+import torch
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from solving import once, ran
 
@@ -21,6 +24,7 @@ import mathkit as mk
 from book import build, pages, scan
 from book.execute import graft, read
 from book.paths import BUILD, REFERENCE, VENDOR, chapters
+from mathkit.draw import widgets
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "msedge")
 READY = """async () => {
@@ -37,11 +41,13 @@ UNLOADED = """async () => {
   return images.filter(i => !i.naturalWidth).map(i => i.src.slice(0, 200));
 }"""
 WIDER = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
-SHOWN = (
-    "() => [...document.querySelectorAll('.jupyter-widgets img, img.widget-image')].map(i => i.src)"
-)
-CHANGED = f"before => JSON.stringify(({SHOWN})()) !== JSON.stringify(before)"
-STACK = re.compile(r'"model_name":\s*"StackModel"')
+PICTURE = "i => document.querySelectorAll('.flipbook img')[i].src"
+TURNED = f"([i, before]) => ({PICTURE})(i) !== before"
+BOLD = "() => document.querySelectorAll('h1').length"
+CUT = """() => [...document.querySelectorAll('div.cell_input pre')].filter(
+  p => p.scrollWidth > p.clientWidth + 1).map(p => p.textContent.slice(0, 80))"""
+PRINTED = """() => ['.skip-to-content', '.flipbook input', '.code-switch', 'button'].filter(
+  q => [...document.querySelectorAll(q)].some(e => getComputedStyle(e).display !== 'none'))"""
 
 
 @cache
@@ -168,6 +174,48 @@ def test_the_whole_book_keeps_every_cell():
     assert len(cut_book(None)) == 12
 
 
+def test_folded_code_and_the_chosen_picture():
+    shown = [[new_output("display_data", data={"image/png": data})] for data in ("QUFB", "QkJC")]
+    cells = [
+        new_markdown_cell(
+            "# 07 T\n\n| case file | time |\n|---|---|\n| 07 of 14 | 50 min; quick |"
+        ),
+        new_code_cell("import os", metadata={"tags": ["fold"]}, outputs=shown[0]),
+        new_code_cell("draw()", metadata={"tags": ["card"]}, outputs=shown[1]),
+    ]
+    nb = new_notebook(cells=cells)
+    assert pages.minutes(nb, "07") == 50 and pages.thumbnail(nb) == b"BBB"
+    cells[2].metadata["tags"] = []
+    assert pages.thumbnail(nb) == b"AAA"
+    folded = ["hide-input" in c.metadata.get("tags", []) for c in pages.chapter(nb).cells]
+    assert folded == [False, True, False]
+    with pytest.raises(ValueError, match="must say its minutes"):
+        pages.minutes(new_notebook(cells=[new_markdown_cell("# 07 T")]), "07")
+
+
+def test_the_front_page_counts_and_leaves_out_what_is_not_there():
+    template = "{{if there}} * A.\n{{if not_there}} * B.\n{{time}}, {{time 01 02}}, {{time 02}}.\n"
+    needed = {"01_a": 50, "02_b": 60, "03_c": 100}
+    page = pages.front(template, needed, [], ["there"])
+    assert page == "* A.\n3.5 hours, 110 minutes, 60 minutes.\n"
+
+
+def test_each_picture_gets_its_own_words(tmp_path):
+    """Two pictures and a flip book from one cell; words with quotes and backslashes stay words."""
+    pixel = base64.b64encode(widgets.frame(torch.zeros(3, 2, 2))).decode()
+    flip = widgets.flipbook(torch.zeros(2, 3, 2, 2), describe="Own words.")._repr_html_()
+    data = [{"image/png": pixel}, {"text/html": flip, "image/png": pixel}, {"image/png": pixel}]
+    alt = ['A "first" one', r"It \\1 <moves>", "The last"]
+    outputs = [new_output("display_data", data=each) for each in data]
+    case = "# 01 T\n\n| case file | time |\n|---|---|\n| 01 | 5 min |"
+    nb = new_notebook(cells=[new_markdown_cell(case), new_code_cell("x", outputs=outputs)])
+    nb.cells[1].metadata["alt"] = alt
+    text = build.html([("01_t", nb)], tmp_path / "html").parent.joinpath("01_t.html").read_text()
+    first, moves, last = (html.escape(words) for words in alt)
+    assert re.findall(r'<img alt="([^"]*)" src="_images', text) == [first, last]
+    assert f'role="group" aria-label="{moves}"' in text and 'alt="Own words. frame 0"' in text
+
+
 def test_the_lab_never_overwrites(tmp_path, monkeypatch):
     chapter = tmp_path / "01_first.ipynb"
     chapter.write_text("theirs")
@@ -244,46 +292,103 @@ def look(tab, path: Path) -> list[str]:
     tab.evaluate(READY)
     complaints += [f"maths not typeset: {text}" for text in tab.evaluate(UNTYPESET)]
     complaints += [f"image not loaded: {source}" for source in tab.evaluate(UNLOADED)]
-    stacks = len(STACK.findall(path.read_text(encoding="utf-8")))
-    if stacks and (moving := movers(tab)) < stacks:
-        complaints.append(f"{stacks} players, but only {moving} sliders that move a picture")
+    complaints += [f"a flip book stands still: {number}" for number in stuck(tab)]
+    if (titles := tab.evaluate(BOLD)) != 1:
+        complaints.append(f"{titles} main headings")
     tab.set_viewport_size({"width": 390, "height": 844})
     if tab.evaluate(WIDER) > 0:
         complaints.append("wider than a phone's screen")
     return [f"{path.name}: {complaint}" for complaint in complaints]
 
 
-def movers(tab) -> int:
-    """How many sliders change a picture by an arrow key, with no kernel behind the page."""
-    tab.wait_for_selector(".noUi-handle")
-    return sum(moves(tab, handle) for handle in tab.query_selector_all(".noUi-handle"))
+def stuck(tab) -> list[int]:
+    """The flip books whose picture no arrow key changes, with no kernel behind the page."""
+    sliders = tab.locator(".flipbook input")
+    return [i for i in range(sliders.count()) if not turns(tab, i, sliders.nth(i))]
 
 
-def moves(tab, handle) -> bool:
-    before = tab.evaluate(SHOWN)
+def turns(tab, i: int, slider) -> bool:
+    before = tab.evaluate(PICTURE, i)
     for key in ("ArrowRight", "ArrowLeft"):
-        handle.press(key)
+        slider.press(key)
         with contextlib.suppress(Exception):
-            tab.wait_for_function(CHANGED, arg=before, timeout=1000)
+            tab.wait_for_function(TURNED, arg=[i, before], timeout=1000)
             return True
     return False
 
 
-@pytest.mark.browser
-def test_every_page_works_in_a_browser_from_disk(book):
+@contextlib.contextmanager
+def browsing(**settings):
+    """A browser without a network, in which pages are opened."""
     executable = browser_path()
     playwright = pytest.importorskip("playwright.sync_api")
     with playwright.sync_playwright() as p:
         browser = p.chromium.launch(executable_path=executable, args=["--disable-gpu"])
-        context = browser.new_context(offline=True)
+        context = browser.new_context(offline=True, **settings)
         context.set_default_timeout(180_000)  # a busy machine is no fault of the book
-        complaints = []
+        yield context
+        browser.close()
+
+
+def each_page(book, look, **settings) -> list[str]:
+    found = []
+    with browsing(**settings) as context:
         for path in sorted(book.glob("*.html")):
             tab = context.new_page()
-            complaints += look(tab, path)
+            found += look(tab, path)
             tab.close()
-        browser.close()
-    assert complaints == []
+    return found
+
+
+@pytest.mark.browser
+def test_every_page_works_in_a_browser_from_disk(book):
+    assert each_page(book, look) == []
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_page_can_be_read_by_everybody(book, scheme):
+    """axe-core's rules, by day and by night, on a phone, where most things scroll."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+
+    def examined(tab, path):
+        tab.set_viewport_size({"width": 390, "height": 844})
+        tab.goto(path.as_uri())
+        tab.evaluate(READY)
+        broken = axe.run(tab).response["violations"]
+        return [f"{path.name}: {rule['id']}, {rule['nodes'][0]['html'][:200]}" for rule in broken]
+
+    assert each_page(book, examined, color_scheme=scheme) == []
+
+
+@pytest.mark.browser
+def test_no_code_is_cut_on_a_desk_and_paper_has_no_buttons(book):
+    def seen(tab, path):
+        tab.set_viewport_size({"width": 1440, "height": 900})
+        tab.goto(path.as_uri())
+        tab.evaluate(READY)
+        cut = [f"{path.name}: cut: {text}" for text in tab.evaluate(CUT)]
+        tab.emulate_media(media="print")
+        return cut + [f"{path.name}: printed: {what}" for what in tab.evaluate(PRINTED)]
+
+    assert each_page(book, seen) == []
+
+
+@pytest.mark.browser
+def test_the_switch_for_code_is_remembered(book):
+    with browsing() as context:
+        tab = context.new_page()
+        code = tab.locator("div.cell_input").first
+        for chapter in chapters()[:2]:
+            tab.goto((book / f"{chapter.stem}.html").as_uri())
+            if chapter == chapters()[0]:
+                assert tab.get_by_role("button", name="Hide code").get_attribute(
+                    "aria-pressed"
+                ) == ("false")
+                tab.get_by_role("button", name="Hide code").click()
+            assert not code.is_visible()
+        tab.get_by_role("button", name="Show all code").click()
+        assert code.is_visible()
 
 
 def listed() -> list[str]:

@@ -1,4 +1,4 @@
-"""A chapter's live slider in the real JupyterLab: an arrow key moves it and the picture changes."""
+"""A chapter in the real JupyterLab: its sliders move by arrow keys, and the pictures change."""
 
 import contextlib
 import os
@@ -21,6 +21,9 @@ ALIVE = """() => {
   const session = window.jupyterapp?.shell?.currentWidget?.context?.sessionContext;
   return session?.session?.kernel?.status === 'idle';
 }"""
+FLIP = "() => document.querySelector('.flipbook img')?.src"
+FLIPPED = f"before => ({FLIP})() !== before"
+ACTIVE = "() => window.jupyterapp.shell.currentWidget.content.activeCellIndex"
 RUN = "() => window.jupyterapp.commands.execute('notebook:run-all-cells')"
 
 
@@ -29,8 +32,7 @@ def opening(folder):
     nb = read(chapters(["01"])[0])
     live = next(i for i, cell in enumerate(nb.cells) if "draw.live(" in cell.source)
     nb.cells = [c for c in nb.cells[: live + 1] if c.cell_type == "code"]
-    quiet = [c for c in nb.cells if "flipbook" not in c.source]
-    nb.cells = [nbformat.v4.new_code_cell(c.source) for c in quiet]
+    nb.cells = [nbformat.v4.new_code_cell(c.source) for c in nb.cells]
     nbformat.write(nb, folder / "live.ipynb")
 
 
@@ -93,4 +95,10 @@ def test_a_slider_in_jupyterlab_moves_its_picture(tmp_path):
         for _ in range(10):
             handle.press("ArrowRight")
         tab.wait_for_function(CHANGED, arg=before)
+        flip = tab.locator(".flipbook input")
+        flip.focus()
+        picture, cell = tab.evaluate(FLIP), tab.evaluate(ACTIVE)
+        flip.press("ArrowLeft")
+        tab.wait_for_function(FLIPPED, arg=picture)
+        assert tab.evaluate(ACTIVE) == cell, "the arrow key moved the notebook's own cursor"
         browser.close()

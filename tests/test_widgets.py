@@ -1,6 +1,11 @@
-"""Widgets are plain objects: set a value, compare bytes; no kernel and no browser is needed."""
+"""Moving pictures are plain objects: set a value, compare bytes; no kernel, no browser is needed.
 
+How a flip book behaves in a page is tested in test_flipbook.py.
+"""
+
+import base64
 import io
+import re
 
 import matplotlib
 import pytest
@@ -11,6 +16,8 @@ W = pytest.importorskip("ipywidgets")
 plt = pytest.importorskip("matplotlib.pyplot")
 
 from mathkit.draw import curves, widgets  # noqa: E402
+
+draw_book = widgets.flipbook
 
 
 def images(n, seed=0):
@@ -27,21 +34,6 @@ def no_figure_is_left_open():
     before = plt.get_fignums()
     yield
     assert plt.get_fignums() == before
-
-
-@pytest.fixture
-def links():
-    """Every link made in the test, as {(source widget, name): (target widget, name)}."""
-    made = []
-    real = W.jslink
-
-    def jslink(source, target):
-        made.append((source, target))
-        return real(source, target)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(widgets.W, "jslink", jslink)
-        yield made
 
 
 # --- frames --------------------------------------------------------------------------------------
@@ -124,24 +116,59 @@ def test_a_slider_that_is_none_is_refused(spec):
         widgets.live(lambda n: images(1)[0], n=spec)
 
 
+def test_without_a_kernel_it_says_so_before_its_picture():
+    box = widgets.live(draw, t=(0, 900, 100, 500), describe="The <bend>.")
+    shown = box._repr_mimebundle_()
+    page = shown["text/html"]
+    assert (
+        "application/vnd.jupyter.widget-view+json" in shown
+    )  # what a notebook with a kernel shows
+    assert page.index("running kernel") < page.index("<img") and "The &lt;bend&gt;. t 500" in page
+    assert base64.b64encode(box.image.value).decode() in page
+    assert "running kernel" in box.children[0].value
+
+
 # --- flipbook ------------------------------------------------------------------------------------
 
 
-def test_start_values_agree_and_the_chain_is_play_slider_stack(links):
-    book = widgets.flipbook(images(5), "t", values=[900, 700, 500, 300, 100], start=2)
-    assert book.play.value == book.slider.index == book.stack.selected_index == 2
-    assert (book.play.min, book.play.max) == (0, 4)
-    assert links == [
-        ((book.play, "value"), (book.slider, "index")),
-        ((book.slider, "index"), (book.stack, "selected_index")),
-    ]
+def pictures(page):
+    """What a page's data addresses hold, decoded by Pillow."""
+    from PIL import Image
+
+    found = re.findall(r"data:image/(?:png|webp);base64,([A-Za-z0-9+/=]+)", page)
+    return [Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB") for data in found]
 
 
-def test_every_position_of_the_slider_has_its_frame_and_its_value():
-    book = widgets.flipbook(images(3), "t", values=torch.tensor([0.25, 0.5, 1e-5]))
-    assert [label for label, _ in book.slider.options] == ["0.25", "0.5", "1e-05"]
-    assert [c.value for c in book.stack.children] == [widgets.frame(x) for x in images(3)]
-    assert book.slider.description == "t"
+def test_every_value_has_its_frame():
+    book = draw_book(images(3), "t", values=torch.tensor([0.25, 0.5, 1e-5]), start=1)
+    assert book.values == ("0.25", "0.5", "1e-05") and (book.label, book.start) == ("t", 1)
+    assert book.frames == tuple(widgets.frame(x) for x in images(3))
+
+
+def test_the_page_holds_the_same_pixels_as_the_frames():
+    """The first picture is the still of `start`, then come all: packing them changes no pixel."""
+    from PIL import Image
+
+    for frames in (images(3), [draw(t) for t in (100, 300, 500)]):
+        book = draw_book(frames, start=2)
+        still, *rest = pictures(book._repr_html_())
+        given = [Image.open(io.BytesIO(png)).convert("RGB") for png in book.frames]
+        assert [x.tobytes() for x in rest] == [x.tobytes() for x in given]
+        assert still.tobytes() == given[2].tobytes()
+
+
+def test_where_html_may_not_move_there_is_a_still_and_a_sentence():
+    book = draw_book(images(4), "s", start=3, describe="It fades.")
+    assert book._repr_png_() == book.frames[3]
+    assert repr(book) == "[one of 4 pictures of a flip book: s 3]"
+    bare = re.sub(r"<script>.*?</script>", "", book._repr_html_(), flags=re.S)
+    assert len(pictures(bare)) == 1 and 'alt="It fades. s 3"' in bare
+    assert "One of 4 pictures" in bare and "display:none" in bare
+
+
+def test_two_flip_books_on_a_page_share_no_name():
+    page = draw_book(images(2))._repr_html_()
+    assert not re.search(r"\bid=|\bfor=|\bname=", page)
 
 
 def test_a_generator_of_figures_is_drawn_and_closed_one_by_one():
@@ -150,40 +177,41 @@ def test_a_generator_of_figures_is_drawn_and_closed_one_by_one():
             assert not plt.get_fignums()
             yield draw(t)
 
-    book = widgets.flipbook(figures(), values=[100, 300, 500], start=1)
-    assert book.stack.children[1].value == widgets.frame(draw(300))
+    book = draw_book(figures(), values=[100, 300, 500], start=1)
+    assert book.frames[1] == widgets.frame(draw(300))
 
 
 def test_the_description_is_text_on_the_page():
-    book = widgets.flipbook(images(2), describe="The Stranger <fades>.")
+    book = draw_book(images(2), describe="The Stranger <fades>.")
     live = widgets.live(lambda n: images(1)[0], n=(0, 3), describe="The Stranger <fades>.")
-    for box in (book, live):
-        assert "The Stranger &lt;fades&gt;." in box.children[-1].value
+    assert "The Stranger &lt;fades&gt;." in book._repr_html_()
+    assert "The Stranger &lt;fades&gt;." in live.children[-1].value
+    assert live.image.tooltip is None  # one that has a tooltip could not be shown
 
 
-def test_no_image_carries_a_tooltip_because_it_could_not_be_shown():
-    book = widgets.flipbook(images(2), describe="words")
-    assert all(c.tooltip is None for c in book.stack.children)
+def test_no_text_of_the_caller_ends_the_script():
+    book = draw_book(images(2), "</script><b>", values=["</script>", "b"], describe="</script>")
+    assert book._repr_html_().count("</script>") == 1
 
 
 def test_a_flipbook_stays_under_its_total(monkeypatch):
     free = len(widgets.frame(draw(300)))
     monkeypatch.setattr(widgets, "TOTAL", 2 * free)
-    book = widgets.flipbook((draw(t) for t in (100, 300, 500)), values=range(3))
-    assert sum(len(c.value) for c in book.stack.children) <= 2 * free
+    book = draw_book((draw(t) for t in (100, 300, 500)), values=range(3))
+    assert sum(map(len, book.frames)) <= 2 * free
     with pytest.raises(ValueError, match="smaller, or fewer"):
-        widgets.flipbook(images(3, 1).repeat(100, 1, 1, 1))
+        draw_book(images(3, 1).repeat(100, 1, 1, 1))
 
 
 @pytest.mark.parametrize("kwargs", [{"values": [1]}, {"start": 2}, {"start": -1}])
 def test_what_does_not_match_is_refused(kwargs):
     with pytest.raises(ValueError, match="a flipbook needs"):
-        widgets.flipbook(images(2), **kwargs)
+        draw_book(images(2), **kwargs)
 
 
 def test_one_frame_is_no_flipbook():
     with pytest.raises(ValueError, match="2 frames or more"):
-        widgets.flipbook(images(1))
+        draw_book(images(1))
 
 
 # --- rotate, stretch, rotate ---------------------------------------------------------------------
@@ -206,6 +234,6 @@ def test_two_rotations_and_a_stretch_make_the_matrix(rows):
 
 def test_the_three_acts_are_a_flipbook():
     box = widgets.rotate_stretch_rotate(torch.tensor([[3.0, 0.0], [4.0, 5.0]]), pages=2, start=1)
-    assert len(box.stack.children) == 7 and box.slider.label == "rotate 1/2"
+    assert len(box.frames) == 7 and box.values[box.start] == "rotate 1/2"
     with pytest.raises(ValueError, match=r"\(2, 2\), got \(3, 3\)"):
         widgets.rotate_stretch_rotate(torch.eye(3))

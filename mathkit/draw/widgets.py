@@ -1,4 +1,4 @@
-"""Moving pictures in a notebook: `live` redraws with the kernel, `flipbook` also moves without one.
+"""Moving pictures in a notebook: `live` redraws with the kernel, `flipbook` moves without one.
 
     from mathkit import draw
     draw.live(at, t=(0, 900, 100, 500))           # at(t=500) -> a figure, an ax, an image
@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -22,10 +23,14 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from mathkit.draw import pictures, style
+from mathkit.draw.moving import FlipBook, size
 from mathkit.linear.arrays import matrix
 from mathkit.linear.svd import svd
 
 FRAME, TOTAL = 60_000, 600_000  # bytes of a picture, and of all in one flipbook
+ALONE = (
+    "These sliders redraw their picture with a running kernel: <code>make lab</code> starts one."
+)
 
 
 def frame(x: Any, limit: int = FRAME) -> bytes:
@@ -57,10 +62,25 @@ def frame(x: Any, limit: int = FRAME) -> bytes:
     return x
 
 
-def live(draw: Callable[..., Any], *, describe: str = "", **sliders: Any) -> W.VBox:
+class Live(W.VBox):
+    """The box of `live`; without a kernel a page shows its first picture and says what it needs."""
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
+        bundle: dict[str, Any] = super()._repr_mimebundle_(**kwargs)
+        chosen = ", ".join(f"{name} {_text(knob.value)}" for name, knob in self.sliders.items())
+        alt = html.escape(f"{self.describe} {chosen}".strip(), quote=True)
+        picture = f"data:image/png;base64,{base64.b64encode(self.image.value).decode()}"
+        still = f'<img src="{picture}" alt="{alt}" style="{_fit(self.image.value)}">'
+        told = html.escape(f"{self.describe} ({chosen})".strip())
+        said = f"{_paragraph(ALONE)}{still}{_paragraph(told)}"
+        return {**bundle, "text/html": f'<div class="live">{said}</div>'}
+
+
+def live(draw: Callable[..., Any], *, describe: str = "", **sliders: Any) -> Live:
     """Sliders above the picture that draw(**values) returns, redrawn when a slider is let go.
 
-    Where draw fails later the error is shown and the picture stays.
+    Where draw fails later the error is shown and the picture stays. Without a kernel the first
+    picture is shown, and that it needs one.
 
     Args:
         draw: returns what `frame` takes: a figure, an ax, an image, a batch of them, or PNG bytes.
@@ -87,13 +107,14 @@ def live(draw: Callable[..., Any], *, describe: str = "", **sliders: Any) -> W.V
         try:
             image.value, status.value = drawn(), ""
         except Exception as e:  # left alone it would go to a log that no reader sees
-            status.value = _paragraph(f"{type(e).__name__}: {e}")
+            status.value = _paragraph(html.escape(f"{type(e).__name__}: {e}"))
 
     image, status = _image(drawn()), W.HTML()
     for knob in knobs.values():
         knob.observe(changed, "value")
-    box = W.VBox([*knobs.values(), image, status, W.HTML(_paragraph(describe))])
-    box.sliders, box.image, box.status = knobs, image, status
+    words = [W.HTML(_paragraph(text)) for text in (ALONE, html.escape(describe))]
+    box = Live([words[0], *knobs.values(), image, status, words[1]])
+    box.sliders, box.image, box.status, box.describe = knobs, image, status, describe
     return box
 
 
@@ -105,10 +126,10 @@ def flipbook(
     start: int = 0,
     describe: str = "",
     interval: int = 200,
-) -> W.VBox:
-    """A slider and a play button over still frames; linked in the browser, so no kernel is needed.
+) -> FlipBook:
+    """A slider and a play button over still frames, in plain HTML: no kernel is needed.
 
-    Together the pictures stay under 600 kB.
+    Together the pictures stay under 600 kB, and they lie in the notebook.
 
     Args:
         frames: what `frame` takes, one by one (of a generator, given with values, each figure is
@@ -116,42 +137,33 @@ def flipbook(
         label: beside the slider.
         values: what the slider shows for each frame; default their numbers from 0.
         start: the first frame seen.
-        describe: what there is to see, in words.
+        describe: what there is to see, in words; with label and value also each picture's alt text.
         interval: ms a frame.
 
-    Returns: the box, with `.play`, `.slider` and `.stack`.
+    Returns: the flip book, with `.frames` (PNG bytes), `.values` (texts) and `.start`.
     Raises ValueError on fewer than 2 frames, values that do not match, a start outside, or a
     picture that is too large.
 
     >>> from mathkit import draw
     >>> frames = torch.linspace(-1, 1, 5).view(5, 1, 1, 1).expand(5, 3, 8, 8)
     >>> book = draw.flipbook(frames, "grey", start=2, describe="From black to white.")
-    >>> len(book.stack.children), book.slider.index
-    (5, 2)
+    >>> len(book.frames), book.values[book.start]
+    (5, '2')
     """
     given = list(frames) if values is None else frames
     names = range(len(given)) if values is None else values  # type: ignore[arg-type]
     limit = min(FRAME, TOTAL // max(1, len(names)))
-    images = [_image(frame(x, limit)) for x in given]
-    if not (len(images) == len(names) > 1 and 0 <= start < len(images)):
+    drawn = tuple(frame(x, limit) for x in given)
+    if not (len(drawn) == len(names) > 1 and 0 <= start < len(drawn)):
         raise ValueError(
             f"a flipbook needs 2 frames or more, a value each, and a start among them; got "
-            f"{len(images)} frames, {len(names)} values, start {start}"
+            f"{len(drawn)} frames, {len(names)} values, start {start}"
         )
-    slider = W.SelectionSlider(
-        options=[(_text(v), i) for i, v in enumerate(names)], value=start, description=label,
-        layout=_wide(),
-    )  # fmt: skip
-    play = W.Play(value=start, min=0, max=len(images) - 1, interval=interval)
-    stack = W.Stack(images, selected_index=start)
-    W.jslink((play, "value"), (slider, "index"))
-    W.jslink((slider, "index"), (stack, "selected_index"))
-    box = W.VBox([play, slider, stack, W.HTML(_paragraph(describe))])
-    box.play, box.slider, box.stack = play, slider, stack
-    return box
+    shown = tuple(_text(value) for value in names)
+    return FlipBook(drawn, shown, label, start, describe, interval)
 
 
-def rotate_stretch_rotate(M: Tensor, pages: int = 6, **flipbook_options: Any) -> W.VBox:
+def rotate_stretch_rotate(M: Tensor, pages: int = 6, **flipbook_options: Any) -> FlipBook:
     """A flipbook of a real 2 x 2 matrix M = U^T diag(S) V in three acts.
 
     V turns v_1, v_2 into the axes, diag(S) stretches along the axes, U^T turns them to u_1, u_2.
@@ -163,14 +175,14 @@ def rotate_stretch_rotate(M: Tensor, pages: int = 6, **flipbook_options: Any) ->
         pages: pictures of each act.
         flipbook_options: what else `flipbook` takes.
 
-    Returns: the box of `flipbook`, 1 + 3 pages frames.
+    Returns: the flip book, 1 + 3 pages frames.
     Raises ValueError for another shape.
     Cost: a figure for each frame.
 
     >>> from mathkit import draw
     >>> book = draw.rotate_stretch_rotate(torch.tensor([[1.0, 1.0], [0.0, 1.0]]), pages=1)
-    >>> [name for name, _ in book.slider.options]
-    ['before', 'rotate 1/1', 'stretch 1/1', 'rotate again 1/1']
+    >>> book.values
+    ('before', 'rotate 1/1', 'stretch 1/1', 'rotate again 1/1')
     """
     if M.shape != (2, 2):
         raise ValueError(f"rotate_stretch_rotate takes a matrix (2, 2), got {tuple(M.shape)}")
@@ -237,8 +249,11 @@ def _filled(spec: tuple[Any, ...], whole: bool) -> tuple[Any, Any, Any, Any]:
 
 def _image(png: bytes) -> W.Image:
     # No tooltip for the description: an Image that has one cannot be shown (ipywidgets 8.1).
-    pixels = int.from_bytes(png[16:20], "big")  # width, from the PNG header
-    return W.Image(value=png, format="png", layout=_wide(min(600, pixels)))
+    return W.Image(value=png, format="png", layout=_wide(min(600, size(png)[0])))
+
+
+def _fit(png: bytes) -> str:
+    return f"width:100%;max-width:{min(600, size(png)[0])}px"
 
 
 def _wide(most: int = 600) -> W.Layout:
@@ -249,5 +264,5 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else f"{float(value):.4g}"
 
 
-def _paragraph(text: str) -> str:
-    return f"<p style='max-width: 600px'>{html.escape(text)}</p>" if text else ""
+def _paragraph(inner: str) -> str:
+    return f"<p style='max-width: 600px'>{inner}</p>" if inner else ""
