@@ -8,6 +8,8 @@ CUT :=
 IMAGE :=
 PROMPT :=
 MORE :=
+SCALE :=
+PDF :=
 TORCH :=
 
 # The environment: the active one, else .venv in the clone.
@@ -45,13 +47,16 @@ ONCE := "Installing the tested packages, once: README.md says how much; TORCH=cp
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m pytest
 UNITS := not (long or patient or notebook or browser or slow or gpu)
 
-.PHONY: run book lab check test test-full bench results refresh gpu patient ship cover lock clean
+.PHONY: run book deck lab check test test-full bench results refresh gpu patient ship cover lock clean
 
 run: $(BOOK)
 	@$(PY) -m book.build run $(if $(CUT),--cut $(CUT))
 
 book: $(BOOK)
 	@$(PY) -m book.build html --stored $(if $(CUT),--cut $(CUT))
+
+deck: $(BOOK)
+	@$(PY) -m book.build deck $(NAME) $(if $(SCALE),--scale $(SCALE)) $(if $(PDF),--pdf)
 
 lab: $(BOOK)
 	@$(PY) -m book.build lab

@@ -4,6 +4,8 @@ run      execute what changed, build the book, open it where there is a screen
 html     build the book only (--stored: from the committed outputs, executing nothing)
 refresh  execute what changed and store normalised outputs in notebooks/
 bench    run each notebook alone and print its seconds
+deck     the slides of a lecture, from the outputs at hand (--scale 2: executed for a projector)
+handout  the exercises on paper, and a sheet with their solutions
 lab      copy missing notebooks to lab/ and open JupyterLab there
 cover    draw the front page's picture
 """
@@ -19,8 +21,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from book import pages, scan, store
-from book.execute import Outcome, cores, execute, graft, read
+from book import pages, press, scan, store
+from book.execute import Outcome, cores, execute, graft, kept, read
 from book.paths import BOOK, BUILD, HTML, REFERENCE, ROOT, chapters
 
 
@@ -124,6 +126,37 @@ def bench(names: list[str]) -> None:
     failures(outcomes)
 
 
+def latest(path: Path) -> Any:
+    """A chapter with the outputs of its last run, if they still hold, else with the stored ones."""
+    run = kept(path, BUILD / "run" / path.name, quick=False)
+    return store.normalise(graft(read(path), run)) if run else read(path)
+
+
+def at_scale(paths: list[Path], scale: float) -> list[tuple[str, Any]]:
+    """The chapters executed with figures of `scale` times the pixels; kept while they hold."""
+    os.environ["MATHKIT_SCALE"] = f"{scale:g}"
+    outcomes = execute(paths, folder=BUILD / f"run-{scale:g}x")
+    failures(outcomes)
+    return [(o.path.stem, store.normalise(graft(read(o.path), read(o.copy)))) for o in outcomes]
+
+
+def following() -> dict[str, str]:
+    """For each chapter the heading of the next one."""
+    stems = [path.stem for path in chapters()]
+    heads = [f"{p.stem.split('_')[0]} {pages.title(read(p), p.stem)}" for p in chapters()]
+    return dict(zip(stems, heads[1:], strict=False))
+
+
+def deck(names: list[str], scale: float | None, paper: bool) -> None:
+    """The decks of the chapters named, and with `paper` each as PDF too."""
+    paths = chapters(names)
+    books = at_scale(paths, scale) if scale else [(path.stem, latest(path)) for path in paths]
+    made = press.decks(books, following())
+    print(*made, sep="\n")
+    if paper:
+        press.printed(made, query="?print-pdf")
+
+
 def lab() -> None:
     """The reader's own copies: what is missing is copied, what is there is never touched."""
     folder = ROOT / "lab"
@@ -156,6 +189,12 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         sub.add_argument("--stored", action="store_true", help="the committed outputs, unexecuted")
     for name in ("refresh", "bench"):
         add(name).add_argument("names", nargs="*", help="chapters, such as 01 13; all by default")
+    sub = add("deck")
+    sub.add_argument("names", nargs="*", help="chapters, such as 06; all by default")
+    sub.add_argument(
+        "--scale", type=float, help="execute, with figures of this many times the pixels"
+    )
+    sub.add_argument("--pdf", action="store_true", help="print each deck, by Chromium")
     for name in ("lab", "cover"):
         add(name)
     return parser.parse_args(argv)
@@ -163,6 +202,9 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = arguments(argv)
+    os.environ.pop("MATHKIT_SCALE", None)  # a setting of decks, set by their command alone
+    if args.command == "deck":
+        return deck(args.names, args.scale, args.pdf)
     if args.command in ("run", "html"):
         books = stored() if args.stored else executed(args.quick)
         out = BUILD / ("html" if not args.cut else f"html-{args.cut}")

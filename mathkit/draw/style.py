@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import sys
 import textwrap
 from collections.abc import Callable
@@ -106,7 +107,13 @@ def use() -> None:
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if shell is not None and "inline" in mpl.get_backend().lower():
         plt.switch_backend(mpl.get_backend())  # loads the inline backend, which sets its own format
-        shell.display_formatter.formatters["image/png"].for_type(Figure, png)
+        shell.display_formatter.formatters["image/png"].for_type(Figure, _stored)
+
+
+def _stored(fig: Figure) -> bytes:
+    # A deck for a projector is run with MATHKIT_SCALE=2: twice the pixels each way.
+    scale = float(os.environ.get("MATHKIT_SCALE") or 1)
+    return png(fig, round(60_000 * scale**2), round(160 * scale))
 
 
 def png(fig: Figure | Axes, limit: int = 60_000, dpi: int = 160) -> bytes:
