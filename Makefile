@@ -47,7 +47,7 @@ ONCE := "Installing the tested packages, once: README.md says how much; TORCH=cp
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m pytest
 UNITS := not (long or patient or notebook or browser or slow or gpu)
 
-.PHONY: run book deck lab check test test-full bench results refresh gpu patient ship cover lock clean
+.PHONY: run book deck handout lab check test test-full bench results refresh gpu patient ship cover lock clean
 
 run: $(BOOK)
 	@$(PY) -m book.build run $(if $(CUT),--cut $(CUT))
@@ -57,6 +57,9 @@ book: $(BOOK)
 
 deck: $(BOOK)
 	@$(PY) -m book.build deck $(NAME) $(if $(SCALE),--scale $(SCALE)) $(if $(PDF),--pdf)
+
+handout: $(BOOK)
+	@$(PY) -m book.build handout $(NAME)
 
 lab: $(BOOK)
 	@$(PY) -m book.build lab

@@ -157,6 +157,13 @@ def deck(names: list[str], scale: float | None, paper: bool) -> None:
         press.printed(made, query="?print-pdf")
 
 
+def handout(names: list[str]) -> None:
+    """The handouts of the chapters named, as pages and, where there is a browser, as PDF."""
+    made = press.handouts([(path.stem, latest(path)) for path in chapters(names)])
+    print(*made, sep="\n")
+    press.printed(made)
+
+
 def lab() -> None:
     """The reader's own copies: what is missing is copied, what is there is never touched."""
     folder = ROOT / "lab"
@@ -195,6 +202,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         "--scale", type=float, help="execute, with figures of this many times the pixels"
     )
     sub.add_argument("--pdf", action="store_true", help="print each deck, by Chromium")
+    sub = add("handout")
+    sub.add_argument("names", nargs="*", help="chapters, such as 06; all by default")
     for name in ("lab", "cover"):
         add(name)
     return parser.parse_args(argv)
@@ -205,6 +214,8 @@ def main(argv: list[str] | None = None) -> None:
     os.environ.pop("MATHKIT_SCALE", None)  # a setting of decks, set by their command alone
     if args.command == "deck":
         return deck(args.names, args.scale, args.pdf)
+    if args.command == "handout":
+        return handout(args.names)
     if args.command in ("run", "html"):
         books = stored() if args.stored else executed(args.quick)
         out = BUILD / ("html" if not args.cut else f"html-{args.cut}")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from book import deck, pages, scan
+from book import deck, handout, pages, scan
 from book.paths import BOOK, BUILD
 
 BROWSERS = (
@@ -81,6 +81,15 @@ def decks(books: list[Book], after: dict[str, str], out: Path = BUILD / "deck") 
     for folder in UNUSED:
         shutil.rmtree(out / "_static" / "revealjs" / folder, ignore_errors=True)
     made = [out / f"{name}.html" for name, _ in books]
+    sound(out, made)
+    return made
+
+
+def handouts(books: list[Book], out: Path = BUILD / "handout") -> list[Path]:
+    """The exercises of each chapter, and their solutions, each a page of its own."""
+    texts = {page: text for name, nb in books for page, text in handout.texts(nb, name).items()}
+    sphinx("html", BOOK / "lecture" / "sheet", texts, out)
+    made = [out / f"{page}.html" for page in texts]
     sound(out, made)
     return made
 
