@@ -27,6 +27,8 @@ HERE = "\N{BLACK RIGHT-POINTING SMALL TRIANGLE}"  # in the notes, where a bullet
 ROOM = 4  # bullets on a slide
 SHORT = 25  # words of a block that leaves room for bullets
 LINES = 3  # of print that fit beneath a picture
+# MathJax says each formula twice, once for screen readers; the notes window lacks its styles.
+ONCE = "<style>.speaker-controls-notes mjx-assistive-mml { display: none }</style>"
 KEYS = (
     "Keys: arrows, page keys or space turn the slide; s opens these notes; c shows the code; ? all."
 )
@@ -63,7 +65,7 @@ def said(text: str) -> tuple[list[str], str]:
     points = [" ".join(point.split()) for point in SAY.findall(text)]
     rest = SAY.sub(HERE, text)
     blocks = (block.strip("\n") for block in rest.split("\n\n"))
-    return points, "\n\n".join(block for block in blocks if block.replace(HERE, "").strip())
+    return points, "\n\n".join(block for block in blocks if re.search(r"\w", block))
 
 
 def pictures(cell: Any) -> list[str]:
@@ -290,7 +292,9 @@ def markdown(slide: Slide, level: int) -> str:
     options = [f":data-kind: {' '.join([*slide.kinds, *few])}"]
     options += [f":data-timing: {slide.seconds}"] if slide.seconds else []
     section = "\n".join([":::{revealjs-section}", *options, ":::"])
-    notes = [raw('<aside class="notes">'), *slide.notes, raw("</aside>")] if slide.notes else []
+    notes = (
+        [raw(f'<aside class="notes">{ONCE}'), *slide.notes, raw("</aside>")] if slide.notes else []
+    )
     return "\n\n".join([f"{'#' * level} {slide.title}", section, *slide.body, *notes])
 
 

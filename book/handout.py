@@ -9,7 +9,7 @@ from book import deck, pages
 
 HEAD = re.compile(r"### Exercise (\d+) \((\d+) minutes\): (.*)")
 FOLD = re.compile(r"<details>\s*<summary>(.*?)</summary>(.*?)</details>\s*", re.S)
-ANSWER = re.compile(r"answer_\d+ = \.\.\.")
+ANSWER = re.compile(r"^answer_\d+ = \.\.\.\s*", re.M)
 SUMMARY = "## Summary"
 ROOM = 9  # millimetres to write in for each minute
 SOLUTIONS = "_solutions"
@@ -22,7 +22,7 @@ class Exercise:
     title: str
     minutes: int
     question: str = ""
-    given: list[Any] = field(default_factory=list)
+    given: list[pages.Piece] = field(default_factory=list)
     folded: list[tuple[str, str]] = field(default_factory=list)
 
 
@@ -44,7 +44,7 @@ def exercises(nb: Any) -> list[Exercise]:
     for cell, text in section(nb, pages.EXERCISES):
         head = HEAD.match(text) if cell.cell_type == "markdown" else None
         if head:
-            found.append(Exercise(f"{head[1]}. {head[3]}", int(head[2])))
+            found.append(Exercise(f"{head[1]}. {head[3][:1].upper()}{head[3][1:]}", int(head[2])))
             given = True
         elif not found:  # how to answer in the notebook
             continue
@@ -52,17 +52,19 @@ def exercises(nb: Any) -> list[Exercise]:
             found[-1].folded += [(name, body.strip()) for name, body in FOLD.findall(text)]
             found[-1].question += deck.plain(FOLD.sub("", text)).strip()
         else:
-            given = given and not ANSWER.match(cell.source)
-            found[-1].given += [cell] if given else []
+            shared = ANSWER.split(cell.source)[0].rstrip()  # what a reader has before answering
+            if given and shared:
+                found[-1].given.append((cell, shared))
+            given = given and not ANSWER.search(cell.source)
     return found
 
 
-def handed(cell: Any) -> str:
+def handed(cell: Any, source: str) -> str:
     """A cell on paper: its code, and what it shows."""
     figures, text = deck.pictures(cell), deck.printed(cell)
     shown = [f'<div class="figures">{"".join(figures)}</div>'] if figures else []
     shown += [f"<pre>{html.escape(text)}</pre>"] if text else []
-    return f"```python\n{cell.source}\n```\n\n{deck.raw(chr(10).join(shown))}"
+    return f"```python\n{source}\n```\n\n{deck.raw(chr(10).join(shown))}"
 
 
 def asked(exercise: Exercise, room: bool) -> list[str]:
@@ -70,7 +72,7 @@ def asked(exercise: Exercise, room: bool) -> list[str]:
     height = ROOM * exercise.minutes
     lines = [deck.raw(f'<div class="write" style="height: {height}mm"></div>')] if room else []
     head = f"## {exercise.title} ({exercise.minutes} minutes)"
-    return [head, exercise.question, *(handed(cell) for cell in exercise.given), *lines]
+    return [head, exercise.question, *(handed(*piece) for piece in exercise.given), *lines]
 
 
 def needed(nb: Any) -> list[str]:
@@ -100,8 +102,13 @@ def solutions(nb: Any, name: str) -> str:
     lines = [f"# {name.split('_')[0]} {pages.title(nb, name)}: solutions"]
     for exercise in exercises(nb):
         lines += asked(exercise, room=False)
-        lines += [f"**{name}.**\n\n{deck.plain(text)}" for name, text in exercise.folded]
+        lines += [unfolded(name, deck.plain(text)) for name, text in exercise.folded]
     return "\n\n".join([*lines, deck.LICENCE]) + "\n"
+
+
+def unfolded(name: str, text: str) -> str:
+    """What the notebook folds away, with its name in front; code stands by itself."""
+    return f"**{name}.**{chr(10) * 2 if text.startswith('```') else ' '}{text}"
 
 
 def texts(nb: Any, name: str) -> dict[str, str]:

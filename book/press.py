@@ -1,56 +1,19 @@
 """Decks and handouts of the chapters, and their PDFs where there is a browser."""
 
-import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from book import deck, handout, pages, scan
+from book import deck, handout, pages, printer, scan
 from book.paths import BOOK, BUILD
 
-BROWSERS = (
-    "chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge",
-    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
-)  # fmt: skip
 UNUSED = ("css", "dist/theme", "plugin/highlight", "plugin/markdown", "plugin/math",
           "plugin/search", "plugin/zoom")  # fmt: skip
-PATIENCE = 60_000  # virtual ms for pages to typeset themselves
-SECONDS = 300
 
 Book = tuple[str, Any]
-
-
-def browser() -> str | None:
-    """The browser that prints: MATHKIT_BROWSER, else the first of Chromium's family found."""
-    return os.environ.get("MATHKIT_BROWSER") or next(
-        filter(None, map(shutil.which, BROWSERS)), None
-    )
-
-
-def pdf(page: Path, query: str = "") -> Path | None:
-    """The page printed beside itself as PDF by Chromium; None where there is none, or it fails."""
-    program = browser()
-    if program is None:
-        return None
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        new = Path(folder) / "new.pdf"
-        flags = ["--headless", "--disable-gpu", "--no-pdf-header-footer", "--no-first-run"]
-        flags += ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
-        flags += [f"--user-data-dir={folder}/profile", f"--virtual-time-budget={PATIENCE}"]
-        command = [program, *flags, f"--print-to-pdf={new}", page.as_uri() + query]
-        try:
-            subprocess.run(command, capture_output=True, timeout=SECONDS, check=True)
-        except (OSError, subprocess.SubprocessError):
-            return None
-        if not new.exists():
-            return None
-        target = page.with_suffix(".pdf")
-        pages.write(target, new.read_bytes())
-    return target
 
 
 def sphinx(builder: str, conf: Path, texts: dict[str, str], out: Path) -> None:
@@ -95,14 +58,11 @@ def handouts(books: list[Book], out: Path = BUILD / "handout") -> list[Path]:
 
 
 def printed(made: list[Path], say: Callable[[str], object] = print, query: str = "") -> None:
-    """Each page's PDF beside it, or a sentence why there is none."""
+    """Each page's PDF beside it, or a sentence why there is none: the page stands."""
     for page in made:
-        done = pdf(page, query)
-        if done:
-            say(f"{done}, {done.stat().st_size / 1e6:.1f} MB")
-        elif browser() is None:
-            say("no PDF: no Chromium or Chrome found; open the page above and print it, "
-                "or set MATHKIT_BROWSER to one")  # fmt: skip
+        try:
+            pages.write(page.with_suffix(".pdf"), printer.pdf(page.resolve().as_uri() + query))
+        except OSError as error:
+            say(f"no PDF ({error}): open the page and print it from there")
             return
-        else:
-            say(f"no PDF of {page.name}: the browser failed; open the page and print it")
+        say(f"{page.with_suffix('.pdf')}, {page.with_suffix('.pdf').stat().st_size / 1e6:.1f} MB")
