@@ -21,7 +21,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from book import pages, press, scan, store
+from book import pages, press, scan, store, teach
 from book.execute import Outcome, cores, execute, graft, kept, read
 from book.paths import BOOK, BUILD, HTML, REFERENCE, ROOT, chapters
 
@@ -53,13 +53,14 @@ def sources(books: list[tuple[str, Any]], folder: Path, cut: str | None = None) 
     thumbs, names, cards = folder / "thumbs", [name for name, _ in books], []
     needed = {name: pages.minutes(nb, name) for name, nb in books}
     written = {path.name: path.read_text(encoding="utf-8") for path in back(cut)}
+    written["teaching.md"] = teach.page(books)  # before a cut takes what it counts
     for name, nb in books:
         picture = pages.thumbnail(nb)
         if picture:
             pages.write(thumbs / f"thumb-{name}.png", picture)
         cards.append(pages.card(name, nb, bool(picture)))
         written[f"{name}.ipynb"] = store.text(pages.chapter(store.normalise(nb), cut))
-    names += ["notation", "reference"] if back(cut) else []
+    names += ["teaching", *(["notation", "reference"] if back(cut) else [])]
     template = (BOOK / "front.md").read_text(encoding="utf-8")
     written["index.md"] = pages.front(template, needed, cards, names)
     for name, text in written.items():

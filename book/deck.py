@@ -5,9 +5,11 @@ What a notebook may hold for it: `<span class="say">a sentence</span>` in its pr
 the metadata of a heading's cell; 0 puts the section after the end, for questions and for home.
 """
 
+import base64
 import copy
 import html
 import re
+import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -51,6 +53,7 @@ class Slide:
 class Part:
     """The slides between a heading with `minutes` and the next; None: no heading had any yet."""
 
+    title: str
     minutes: int | None
     slides: list[Slide] = field(default_factory=list)
 
@@ -63,6 +66,7 @@ def plain(text: str) -> str:
 def said(text: str) -> tuple[list[str], str]:
     """The marked sentences of a piece of prose, and what is left of it."""
     points = [" ".join(point.split()) for point in SAY.findall(text)]
+    points = [point[:1].upper() + point[1:] for point in points]
     rest = SAY.sub(HERE, text)
     blocks = (block.strip("\n") for block in rest.split("\n\n"))
     return points, "\n\n".join(block for block in blocks if re.search(r"\w", block))
@@ -108,8 +112,17 @@ def shown(cell: Any, title: str) -> Slide:
     made = [f'<div class="figures">{"".join(figures)}</div>'] if figures else []
     made += [f'<pre class="printed">{html.escape(text)}</pre>'] if text else []
     body = raw("\n".join([*made, coded(cell.source)]))
-    room = 1 if figures else max(0, ROOM - lines)
+    room = 1 + all(map(wide, figures)) if figures else max(0, ROOM - lines)
     return Slide(title, [body], notes, ("picture" if figures else "print", *tone(cell)), room)
+
+
+def wide(figure: str) -> bool:
+    """Whether a picture is twice as wide as high, or more: two sentences fit beneath it."""
+    found = re.search(r"data:image/png;base64,(\S{44})", figure)
+    if found is None or "flipbook" in figure:
+        return False
+    width, height = struct.unpack(">II", base64.b64decode(found[1])[16:24])
+    return bool(width >= 2 * height)
 
 
 def tone(cell: Any) -> tuple[str, ...]:
@@ -178,7 +191,7 @@ def lecture(nb: Any) -> list[pages.Piece]:
 
 def parts(nb: Any, first: Slide) -> list[Part]:
     """The lecture in the order of the notebook; `first` opens the introduction."""
-    made, timed = [Part(None, [first])], set()
+    made, timed = [Part(first.title, None, [first])], set()
     for cell, text in lecture(nb):
         last, level = made[-1], pages.level((cell, text))
         if level < 7:
@@ -186,7 +199,7 @@ def parts(nb: Any, first: Slide) -> list[Part]:
             length = None if id(cell) in timed else cell.metadata.get("minutes")
             timed.add(id(cell))
             if length is not None and level > 1:
-                made.append(Part(int(length), [slide]))
+                made.append(Part(slide.title, int(length), [slide]))
                 continue
             last.slides.append(slide)
             last.minutes = last.minutes if length is None else int(length)
@@ -194,7 +207,7 @@ def parts(nb: Any, first: Slide) -> list[Part]:
             told(last, cell, text, introduction=len(made) == 1)
         elif SLIDE in pages.tags(cell):
             last.slides.append(shown(cell, last.slides[-1].title))
-    return [Part(part.minutes, settled(part)) for part in made]
+    return [Part(part.title, part.minutes, settled(part)) for part in made]
 
 
 def told(part: Part, cell: Any, text: str, introduction: bool) -> None:
@@ -264,7 +277,7 @@ def slides(nb: Any, name: str, after: str = "") -> list[Slide]:
 def minutes(nb: Any) -> list[tuple[str, int]]:
     """Each timed part of the lecture: its heading, and its minutes; 0 is left for home."""
     made = parts(copy.deepcopy(nb), Slide("Introduction", [""]))
-    return [(part.slides[0].title, part.minutes) for part in made if part.minutes is not None]
+    return [(part.title, part.minutes) for part in made if part.minutes is not None]
 
 
 def opening(nb: Any, name: str) -> Slide:

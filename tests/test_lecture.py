@@ -3,6 +3,7 @@
 import base64
 import io
 import os
+import random
 import re
 import shutil
 from functools import cache
@@ -12,7 +13,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 
-from book import build, deck, handout, press, printer, scan
+from book import build, deck, handout, press, printer, scan, teach
 from book.execute import read
 from book.paths import BUILD, chapters
 
@@ -195,6 +196,75 @@ def test_the_handout_asks_and_the_solutions_answer():
 def test_a_chapter_without_exercises_is_told():
     with pytest.raises(ValueError, match="21_x has no exercises"):
         handout.sheet(new_notebook(cells=[new_markdown_cell("# 21 X")]), "21_x")
+
+
+FRAGMENT = """### Before
+
+Needs: {needs}
+
+Calculus.
+
+### Ask
+
+* Why? *Because.*
+"""
+
+
+def closure(given):
+    """For each chapter all that it rests on, by walking."""
+    above = {}
+    for n, direct in given.items():
+        above[n] = {m for k in direct for m in {k, *above[k]}}
+    return above
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_graph_draws_no_arrow_that_follows_and_none_goes_up(seed):
+    rng = random.Random(seed)
+    numbers = [f"{i:02}" for i in range(1, 13)]
+    given = {n: [m for m in numbers[:i] if rng.random() < 0.3] for i, n in enumerate(numbers)}
+    drawn = teach.reduced(given)
+    assert closure(drawn) == closure(given)
+    for n, direct in drawn.items():
+        for m in direct:  # each is needed
+            assert closure({**drawn, n: [k for k in direct if k != m]}) != closure(given)
+    at = teach.places(drawn)
+    assert len(set(at.values())) == len(at)
+    assert all(at[m][0] < at[n][0] for n, direct in drawn.items() for m in direct)
+
+
+def test_needs_are_read_from_the_fragments():
+    texts = {"01_a": FRAGMENT.format(needs="nothing"), "03_c": FRAGMENT.format(needs="01, 02")}
+    assert teach.needs(["01_a", "02_b", "03_c"], texts) == {"01": [], "02": [], "03": ["01", "02"]}
+    with pytest.raises(ValueError, match="01_a.md needs 03, which does not come before it"):
+        teach.needs(["01_a", "03_c"], {"01_a": FRAGMENT.format(needs="03")})
+    with pytest.raises(ValueError, match="01_a.md needs a line such as"):
+        teach.needs(["01_a"], {"01_a": "### Before"})
+
+
+def test_the_page_for_lecturers_has_clock_graph_and_advice(tmp_path):
+    (tmp_path / f"{NAME}.md").write_text(FRAGMENT.format(needs="20"))
+    plain = new_notebook(cells=[new_markdown_cell("# 20 Plain & simple")])
+    text = teach.page([("20_plain", plain), (NAME, fixture())], tmp_path)
+    assert "| 0 | 6 | Alpha |\n| 6 | 4 | Beta |\n| 10 | 1 | Summary |" in text
+    assert "For home: For home." in text
+    assert f"[21 The fixture]({NAME}.ipynb) | 11 min | 2, 13 min | [20](20_plain.ipynb) |" in text
+    assert ":::{rubric} Ask" in text and "Why?" in text and "{{" not in text
+    svg = re.search(r"<svg.*</svg>", text)[0]
+    assert "21 builds on 20" in svg and "Plain &amp; simple" in svg and svg.count("<rect") == 2
+
+
+def test_an_afternoon_is_four_hours_and_names_chapters():
+    assert sum(length for _, length, _ in teach.AFTERNOON) == 240
+    numbers = {path.stem[:2] for path in chapters()}
+    assert {n for n, _, _ in teach.AFTERNOON if n} | set(teach.DESK) <= numbers
+
+
+def test_every_fragment_belongs_to_a_chapter():
+    stems = [path.stem for path in chapters()]
+    texts = {p.stem: p.read_text(encoding="utf-8") for p in teach.FRAGMENTS.glob("*.md")}
+    assert set(texts) <= set(stems)
+    teach.needs(stems, texts)
 
 
 def test_without_a_browser_the_pages_stand_and_a_sentence_says_so(tmp_path, monkeypatch):
