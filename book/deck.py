@@ -28,6 +28,8 @@ SLIDE = "slide"
 HERE = "\N{BLACK RIGHT-POINTING SMALL TRIANGLE}"  # in the notes, where a bullet is said
 ROOM = 4  # bullets on a slide
 SHORT = 25  # words of a block that leaves room for bullets
+SCREEN, USUAL = 2.0, 1.5  # width over height: of the room for pictures, of a usual picture
+LETTERS = 62  # of a printed line in large type
 LINES = 3  # of print that fit beneath a picture
 # MathJax says each formula twice, once for screen readers; the notes window lacks its styles.
 ONCE = "<style>.speaker-controls-notes mjx-assistive-mml { display: none }</style>"
@@ -97,6 +99,12 @@ def printed(cell: Any) -> str:
     return "".join(text if text.endswith("\n") else f"{text}\n" for text in texts).strip("\n")
 
 
+def gallery(figures: list[str]) -> str:
+    """Pictures side by side or one above the other, whichever shows them larger."""
+    grid = f"grid-template-columns: repeat({columns(figures)}, minmax(0, 1fr))"
+    return f'<div class="figures" style="{grid}">{"".join(figures)}</div>'
+
+
 def coded(source: str) -> str:
     """Code as HTML, coloured; the key c shows it."""
     shown = highlight(source, PythonLexer(), HtmlFormatter(noclasses=True, nobackground=True))
@@ -109,20 +117,28 @@ def shown(cell: Any, title: str) -> Slide:
     lines = len(text.splitlines())
     if figures and lines > LINES:
         notes, text = [f"It prints:\n\n```text\n{text}\n```"], ""
-    made = [f'<div class="figures">{"".join(figures)}</div>'] if figures else []
-    made += [f'<pre class="printed">{html.escape(text)}</pre>'] if text else []
+    made = [gallery(figures)] if figures else []
+    size = " small" if max(map(len, text.splitlines()), default=0) > LETTERS else ""
+    made += [f'<pre class="printed{size}">{html.escape(text)}</pre>'] if text else []
     body = raw("\n".join([*made, coded(cell.source)]))
-    room = 1 + all(map(wide, figures)) if figures else max(0, ROOM - lines)
+    wide = len(figures) == 1 and aspect(figures[0]) >= 2
+    room = 1 + wide if figures else max(0, ROOM - lines)
     return Slide(title, [body], notes, ("picture" if figures else "print", *tone(cell)), room)
 
 
-def wide(figure: str) -> bool:
-    """Whether a picture is twice as wide as high, or more: two sentences fit beneath it."""
+def aspect(figure: str) -> float:
+    """Width over height of a picture; of anything else, that of a usual one."""
     found = re.search(r"data:image/png;base64,(\S{44})", figure)
-    if found is None or "flipbook" in figure:
-        return False
+    if found is None:
+        return USUAL
     width, height = struct.unpack(">II", base64.b64decode(found[1])[16:24])
-    return bool(width >= 2 * height)
+    return float(width / height)
+
+
+def columns(figures: list[str]) -> int:
+    """In how many columns pictures are largest on a slide of 16 : 9."""
+    widest, many = max(map(aspect, figures)), len(figures)
+    return max(range(1, many + 1), key=lambda c: min(SCREEN / (c * widest), 1 / -(-many // c)))
 
 
 def tone(cell: Any) -> tuple[str, ...]:
