@@ -27,7 +27,7 @@ EXERCISE = re.compile(r"### Exercise.*?\((\d+) minutes\)")
 SLIDE = "slide"
 HERE = "\N{BLACK RIGHT-POINTING SMALL TRIANGLE}"  # in the notes, where a bullet is said
 ROOM = 4  # bullets on a slide
-SHORT = 25  # words of a block that leaves room for bullets
+SHORT = 25  # words that take the room of a bullet
 SCREEN, USUAL = 2.0, 1.5  # width over height: of the room for pictures, of a usual picture
 LETTERS = 62  # of a printed line in large type
 LINES = 3  # of print that fit beneath a picture
@@ -147,8 +147,8 @@ def tone(cell: Any) -> tuple[str, ...]:
 
 
 def weight(block: str) -> int:
-    """How much of a slide's room a block takes: a displayed formula half, a paragraph all."""
-    return ROOM // 2 if len(block.split()) <= SHORT else ROOM
+    """How much of a slide's room a block takes: a displayed formula half, long words more."""
+    return min(ROOM, ROOM // 2 + len(block.split()) // SHORT)
 
 
 def welcomes(slide: Slide, blocks: list[tuple[str, int]], kinds: tuple[str, ...]) -> bool:

@@ -64,7 +64,8 @@ def handed(cell: Any, source: str) -> str:
     figures, text = deck.pictures(cell), deck.printed(cell)
     shown = [f'<div class="figures">{"".join(figures)}</div>'] if figures else []
     shown += [f"<pre>{html.escape(text)}</pre>"] if text else []
-    return f"```python\n{source}\n```\n\n{deck.raw(chr(10).join(shown))}"
+    code = f"```python\n{source}\n```"
+    return "\n\n".join([code, deck.raw("\n".join(shown))] if shown else [code])
 
 
 def asked(exercise: Exercise, room: bool) -> list[str]:

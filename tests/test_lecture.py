@@ -49,6 +49,7 @@ def exercise(number, minutes):
     return [
         new_markdown_cell(f"{head}\n\n{folded}"),
         new_code_cell("given = 7", outputs=[new_output("stream", name="stdout", text="seven")]),
+        new_code_cell("shown = nothing"),
         new_code_cell(f"answer_{number} = ..."),
         new_code_cell(f"mk.check(answer_{number}, 42)"),
     ]
@@ -350,6 +351,17 @@ def test_every_slide_fits_and_is_large_enough(made, browser):
         " '<li>line</li>'.repeat(40))"
     )
     assert tab.evaluate(OVER)
+
+
+@pytest.mark.browser
+def test_every_chapter_fits_its_slides(browser, capfd):
+    with capfd.disabled():
+        books = [(path.stem, read(path)) for path in chapters()]
+        made = press.decks(books, build.following(), BUILD / "stored-deck")
+    for page in made:
+        tab, complaints = opened(browser, page)
+        assert [complaints, tab.evaluate(OVER), tab.evaluate(SMALL)] == [[], [], []], page.stem
+        tab.close()
 
 
 @pytest.mark.browser
