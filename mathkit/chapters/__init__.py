@@ -12,7 +12,7 @@ Where to look first for the code behind a chapter; most of it is in the floors a
 08 First treatment, and the error    mathkit/chapters/treatment.py
 09 Correlations and eigenfaces       mathkit/chapters/eigenfaces.py
 10 Superposition                     mathkit/chapters/superposition.py
-11 W^T W and its eigenvectors        mathkit/linear/power_method.py
+11 WᵀW and its eigenvectors          mathkit/linear/power_method.py
 12 SVD and the power method          mathkit/linear/power_method.py
 13 Reunion                           mathkit/chapters/treatment.py
 14 The full treatment                mathkit/tools/experiments.py
