@@ -73,6 +73,12 @@
   const bars = { ".sidebar-drawer": "Chapters", ".toc-drawer": "On this page" };
   for (const [query, name] of Object.entries(bars))
     all(query).forEach(bar => bar.setAttribute("aria-label", name));
+  // The empty corner of a table is no heading.
+  all("th").filter(th => !th.textContent.trim()).forEach(th => {
+    const corner = document.createElement("td");
+    corner.className = th.className;
+    th.replaceWith(corner);
+  });
   if (!document.querySelector("h1"))
     document.querySelector("article")?.prepend(Object.assign(document.createElement("h1"), { textContent: "Search" }));
   codeSwitch();
