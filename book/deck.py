@@ -181,11 +181,16 @@ def marked(nb: Any) -> Any:
     if any(SLIDE in pages.tags(c) for c in nb.cells) or any(SAY.search(c.source) for c in markdown):
         return nb
     for cell in nb.cells:
-        if cell.cell_type == "code" and pictures(cell):
+        if cell.cell_type == "code" and drawn(cell):
             cell.metadata["tags"] = [*cell.metadata.get("tags", []), SLIDE]
         if cell.cell_type == "markdown":
             cell.source = "\n\n".join(begun(cell.source))
     return nb
+
+
+def drawn(cell: Any) -> bool:
+    """Whether a cell shows a picture; tables, which may be long, are for who marks them."""
+    return any("image/png" in output.get("data", {}) for output in cell.outputs)
 
 
 def begun(source: str) -> Iterable[str]:
