@@ -47,7 +47,7 @@ ONCE := "Installing the tested packages, once: README.md says how much; TORCH=cp
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m pytest
 UNITS := not (long or patient or notebook or browser or slow or gpu)
 
-.PHONY: run book deck handout lab check test test-full bench results refresh gpu patient ship cover lock clean
+.PHONY: run book deck handout lab check test test-full bench results refresh gpu patient ship cover clips lock clean
 
 run: $(BOOK)
 	@$(PY) -m book.build run $(if $(CUT),--cut $(CUT))
@@ -79,6 +79,7 @@ test-full: check
 bench: $(BOOK)
 	@$(PY) -m book.build bench $(NAME)
 	@$(PY) tests/bench_svd.py
+	@$(PY) tests/bench_film.py
 
 results: $(BOOK)
 	@$(PY) -m studies results $(NAME)
@@ -97,6 +98,9 @@ ship: $(BOOK)
 
 cover: $(BOOK)
 	@$(PY) -m book.build cover
+
+clips: $(BOOK)
+	@$(PY) -m book.build clips $(NAME)
 
 lock: $(BOOK)
 	$(PIP) uv && echo torch==2.13.0 | $(PY) -m uv pip compile pyproject.toml - --quiet --all-extras --universal --fork-strategy fewest --python-version 3.11 --no-annotate --custom-compile-command "make lock" -o constraints.txt

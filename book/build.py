@@ -8,6 +8,7 @@ deck     the slides of a lecture, from the outputs at hand (--scale 2: executed 
 handout  the exercises on paper, and a sheet with their solutions
 lab      copy missing notebooks to lab/ and open JupyterLab there
 cover    draw the front page's picture
+clips    a film of each chapter, in _build/clips/ (--keep: also the two that the repository holds)
 """
 
 import argparse
@@ -24,6 +25,8 @@ from typing import Any
 from book import pages, press, scan, store, teach
 from book.execute import Outcome, cores, execute, graft, kept, read
 from book.paths import BOOK, BUILD, HTML, REFERENCE, ROOT, chapters
+
+CLIP_PAGE = "make_your_own_clip"
 
 
 def failures(outcomes: Iterable[Outcome]) -> None:
@@ -45,7 +48,9 @@ def stored() -> list[tuple[str, Any]]:
 
 def back(cut: str | None) -> list[Path]:
     """The pages after the last chapter, the reference's own in its folder; the story needs none."""
-    return [] if cut == pages.STORY else [BOOK / "notation.md", *sorted(REFERENCE.glob("*.md"))]
+    if cut == pages.STORY:
+        return []
+    return [BOOK / "notation.md", BOOK / f"{CLIP_PAGE}.md", *sorted(REFERENCE.glob("*.md"))]
 
 
 def sources(books: list[tuple[str, Any]], folder: Path, cut: str | None = None) -> None:
@@ -60,7 +65,7 @@ def sources(books: list[tuple[str, Any]], folder: Path, cut: str | None = None) 
             pages.write(thumbs / f"thumb-{name}.png", picture)
         cards.append(pages.card(name, nb, bool(picture)))
         written[f"{name}.ipynb"] = store.text(pages.chapter(store.normalise(nb), cut))
-    names += ["teaching", *(["notation", "reference"] if back(cut) else [])]
+    names += ["teaching", *(["notation", CLIP_PAGE, "reference"] if back(cut) else [])]
     template = (BOOK / "front.md").read_text(encoding="utf-8")
     written["index.md"] = pages.front(template, needed, cards, names)
     for name, text in written.items():
@@ -205,6 +210,9 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     sub.add_argument("--pdf", action="store_true", help="print each deck, by Chromium")
     sub = add("handout")
     sub.add_argument("names", nargs="*", help="chapters, such as 06; all by default")
+    sub = add("clips")
+    sub.add_argument("names", nargs="*", help="chapters, such as 01 13; all by default")
+    sub.add_argument("--keep", action="store_true", help="renew book/_static/clips/ from them")
     for name in ("lab", "cover"):
         add(name)
     return parser.parse_args(argv)
@@ -226,6 +234,10 @@ def main(argv: list[str] | None = None) -> None:
         return refresh(args.names)
     if args.command == "bench":
         return bench(args.names)
+    if args.command == "clips":
+        from book.clips import clips
+
+        return clips(args.names, args.keep)
     return lab() if args.command == "lab" else cover()
 
 

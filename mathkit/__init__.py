@@ -8,7 +8,7 @@ linear      LinearMap, Jacobians, the adjoint, power method, Lanczos and svd; su
 diffusion   models and how they are loaded; sampling; the encoder x_t -> h; edits of x_t and of h
 show        the puppet show: renderer, exact posterior, reader of factors
 chapters    what the chapters of these names teach: eigenfaces, superposition, neurons, treatment
-draw        style, pictures, curves, widgets, tables
+draw        style, pictures, curves, widgets, tables; scenes, film and the look of a tape
 tools       atlas and report of your own model: `python -m mathkit atlas`, `... report`
 
 Beside it in a clone, not installed with it: `studies`, how our own tables and weights were made.

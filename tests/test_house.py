@@ -38,8 +38,8 @@ FLOORS = [
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names.split()}
 HEAVY = "accelerate diffusers ipywidgets matplotlib scipy skimage sklearn transformers".split()
 OTHER_NAMES = {"scikit-learn": "sklearn", "scikit-image": "skimage", "pillow": "PIL"}
-# by jupyter, matplotlib, diffusers; the last two by torch
-BROUGHT_ALONG = {"IPython", "cycler", "huggingface_hub", "jinja2", "markupsafe"}
+# by jupyter, matplotlib, diffusers; the next two by torch; av by the extra `book`
+BROUGHT_ALONG = {"IPython", "cycler", "huggingface_hub", "jinja2", "markupsafe", "av"}
 
 HOSTS = ["files.pythonhosted", "registry.npmjs", "conda.anaconda"]
 FOLDERS = ["work", "root", "opt", "mnt", "srv", "scratch", r"home/\w+", r"Users/\w+", "tmp/bash"]

@@ -1,24 +1,22 @@
 """Pictures in one style, still and moving: `from mathkit import draw`."""
 
+from typing import Any
+
+from mathkit.draw import style as style
 from mathkit.draw.curves import over_time, spectrum, tradeoff
 from mathkit.draw.pictures import cards, ellipse, features, heat, stage, strip
-from mathkit.draw.style import (
-    ACCENT,
-    BLUE,
-    CYCLE,
-    FAINT,
-    GREEN,
-    GREY,
-    INK,
-    PAPER,
-    PURPLE,
-    SIGNED,
-    UNSIGNED,
-    png,
-    use,
-)
+from mathkit.draw.style import SIGNED, UNSIGNED, png, use
 from mathkit.draw.table import Table
 from mathkit.draw.widgets import flipbook, live, rotate_stretch_rotate
+
+COLOURS = ("ACCENT", "BLUE", "CYCLE", "FAINT", "GREEN", "GREY", "INK", "PAPER", "PURPLE")
+
+
+def __getattr__(name: str) -> Any:
+    if name in COLOURS:  # of the ground that `use` has chosen last
+        return getattr(style, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "ACCENT",

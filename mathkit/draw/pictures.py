@@ -13,6 +13,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
@@ -323,7 +324,7 @@ def features(
 def _values(ax: Axes, m: np.ndarray, digits: int, dark: float) -> None:
     for (r, c), x in np.ndenumerate(m):
         text = f"{round(x, digits) + 0.0:.{digits}f}"  # + 0.0: no minus before a zero
-        colour = style.PAPER if abs(x) > dark else style.INK
+        colour = style.ON_DARK if abs(x) > dark else style.ON_LIGHT
         ax.text(c, r, text, ha="center", va="center", color=colour, fontsize=9)
 
 
@@ -352,7 +353,12 @@ def _arrow(ax: Axes, tip: np.ndarray, colour: str, text: str, aside: float, dash
     arrow = {"arrowstyle": "-|>", "color": colour, "lw": 2, "ls": dash, "shrinkA": 0, "shrinkB": 0}
     ax.annotate("", tuple(tip), (0, 0), arrowprops=arrow)
     x, y = tip + (aside * np.array([-tip[1], tip[0]]) + 0.5 * abs(aside) * tip) / np.hypot(*tip)
-    box = {"facecolor": style.PAPER, "edgecolor": "none", "pad": 0.5, "alpha": 0.8}
+    box = {
+        "facecolor": mpl.rcParams["axes.facecolor"],
+        "edgecolor": "none",
+        "pad": 0.5,
+        "alpha": 0.8,
+    }
     ax.text(x, y, text, color=colour, ha="center", va="center", fontsize=13, bbox=box)
 
 

@@ -26,12 +26,22 @@ from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from mathkit.arguments import tensor
+from mathkit.arguments import number, tensor
 
 PAPER, INK, GREY, FAINT, ACCENT = "#FBF9F4", "#26262B", "#6F6D66", "#DEDACF", "#D55E00"
 BLUE, GREEN, PURPLE = "#0072B2", "#009E73", "#8C3B6F"
 CYCLE = (BLUE, GREEN, PURPLE, INK)
 WIDTH = 6.0  # inches
+ON_LIGHT, ON_DARK = INK, PAPER  # on a coloured cell, whatever the ground is
+
+LIGHT: dict[str, str] = {
+    "PAPER": PAPER, "INK": INK, "GREY": GREY, "FAINT": FAINT, "ACCENT": ACCENT,
+    "BLUE": BLUE, "GREEN": GREEN, "PURPLE": PURPLE,
+}  # fmt: skip
+DARK: dict[str, str] = {
+    "PAPER": "#14161A", "INK": "#ECE8DF", "GREY": "#A5A198", "FAINT": "#3C4047",
+    "ACCENT": "#F0803C", "BLUE": "#56B4E9", "GREEN": "#2CC295", "PURPLE": "#D98BB8",
+}  # fmt: skip
 
 _COLD = ("#f6f6f6", "#c6d6ea", "#97b6de", "#6896d1", "#4176bb", "#38568f", "#2a3a65")
 _WARM = ("#f6f6f6", "#eecebc", "#e3a686", "#d47d55", "#bb5731", "#913d25", "#682618")
@@ -40,41 +50,48 @@ SIGNED: Colormap = LinearSegmentedColormap.from_list("mathkit.signed", _COLD[::-
 for _map in (UNSIGNED, SIGNED):
     mpl.colormaps.register(_map, force=True)
 
-STYLE: Any = {
-    "figure.figsize": (WIDTH, 3.4),
-    "figure.dpi": 100,
-    "figure.constrained_layout.use": True,
-    "figure.constrained_layout.h_pad": 0.08,
-    "figure.constrained_layout.w_pad": 0.06,
-    "figure.facecolor": PAPER,
-    "savefig.facecolor": PAPER,
-    "axes.facecolor": PAPER,
-    "axes.edgecolor": GREY,
-    "axes.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "axes.titlelocation": "left",
-    "axes.titleweight": "bold",
-    "axes.titlesize": 12,
-    "axes.prop_cycle": cycler(color=CYCLE),
-    "grid.color": FAINT,
-    "grid.linewidth": 0.7,
-    "image.cmap": UNSIGNED.name,
-    "image.interpolation": "nearest",
-    "font.family": "DejaVu Sans",
-    "font.size": 11,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "xtick.labelsize": 10,
-    "ytick.labelsize": 10,
-    "legend.fontsize": 10,
-    "legend.frameon": False,
-    "lines.linewidth": 2,
-    "lines.markersize": 5,
-}
+
+def settings(c: dict[str, str], transparent: bool = False, scale: float = 1.0) -> Any:
+    """matplotlib's settings for the colours of LIGHT or DARK."""
+    ground = "none" if transparent else c["PAPER"]
+    return {
+        "figure.figsize": (WIDTH, 3.4),
+        "figure.dpi": 100 * scale,
+        "figure.constrained_layout.use": True,
+        "figure.constrained_layout.h_pad": 0.08,
+        "figure.constrained_layout.w_pad": 0.06,
+        "figure.facecolor": ground,
+        "savefig.facecolor": ground,
+        "axes.facecolor": ground,
+        "axes.edgecolor": c["GREY"],
+        "axes.labelcolor": c["INK"],
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.axisbelow": True,
+        "axes.grid": True,
+        "axes.titlelocation": "left",
+        "axes.titleweight": "bold",
+        "axes.titlesize": 12,
+        "axes.prop_cycle": cycler(color=[c[name] for name in ("BLUE", "GREEN", "PURPLE", "INK")]),
+        "grid.color": c["FAINT"],
+        "grid.linewidth": 0.7,
+        "image.cmap": UNSIGNED.name,
+        "image.interpolation": "nearest",
+        "font.family": "DejaVu Sans",
+        "font.size": 11,
+        "text.color": c["INK"],
+        "xtick.color": c["INK"],
+        "ytick.color": c["INK"],
+        "xtick.labelsize": 10,
+        "ytick.labelsize": 10,
+        "legend.fontsize": 10,
+        "legend.frameon": False,
+        "lines.linewidth": 2,
+        "lines.markersize": 5,
+    }
+
+
+STYLE: Any = settings(LIGHT)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -91,10 +108,16 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
     return in_style
 
 
-def use() -> None:
+def use(dark: bool = False, transparent: bool = False, scale: float = 1.0) -> None:
     """Switch the session to this style; in a notebook, figures are stored as `png` makes them.
 
+    Args:
+        dark: light ink on a dark ground; `draw.INK` and the other colours are then those of it.
+        transparent: no ground at all, so that a figure lies on any other picture.
+        scale: of the pixels of a figure that is shown or saved, 2 for a large screen.
+
     Returns: nothing; matplotlib's rcParams are changed until they are set again.
+    Raises ValueError where scale is no number in [0.1, 20].
 
     >>> import matplotlib as mpl
     >>> from mathkit import draw
@@ -103,6 +126,9 @@ def use() -> None:
     ...     mpl.rcParams["figure.facecolor"] == draw.PAPER
     True
     """
+    colours = DARK if dark else LIGHT
+    STYLE.update(settings(colours, transparent, number(scale, "scale", 0.1, 20)))
+    globals().update(colours, CYCLE=tuple(colours[n] for n in ("BLUE", "GREEN", "PURPLE", "INK")))
     mpl.rcParams.update(STYLE)
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if shell is not None and "inline" in mpl.get_backend().lower():
