@@ -73,6 +73,8 @@
   const bars = { ".sidebar-drawer": "Chapters", ".toc-drawer": "On this page" };
   for (const [query, name] of Object.entries(bars))
     all(query).forEach(bar => bar.setAttribute("aria-label", name));
+  // A long signature is set as a list of definitions, which it is not.
+  all("dt.sig dl, dt.sig dd").forEach(part => part.setAttribute("role", "none"));
   // The empty corner of a table is no heading.
   all("th").filter(th => !th.textContent.trim()).forEach(th => {
     const corner = document.createElement("td");
