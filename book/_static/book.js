@@ -74,7 +74,12 @@
   for (const [query, name] of Object.entries(bars))
     all(query).forEach(bar => bar.setAttribute("aria-label", name));
   // A long signature is set as a list of definitions, which it is not.
-  all("dt.sig dl, dt.sig dd").forEach(part => part.setAttribute("role", "none"));
+  all("dt.sig dd, dt.sig dl").forEach(part => {
+    const made = document.createElement("div");
+    made.className = `sig-${part.localName}`;
+    made.append(...part.childNodes);
+    part.replaceWith(made);
+  });
   // The empty corner of a table is no heading.
   all("th").filter(th => !th.textContent.trim()).forEach(th => {
     const corner = document.createElement("td");
