@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from book.execute import code_cells
-from book.paths import CLIPS
 from mathkit import data
 
 Piece = tuple[Any, str]  # a cell, and a part of its source
@@ -22,10 +21,6 @@ CARD = """<a class="card" href="{name}.html">
 <span class="shot">{picture}</span>
 <span class="label"><b>{number} {title}</b> <i>{blurb}</i> <small>{minutes} minutes</small></span>
 </a>"""
-FILM = """<video src="_static/clips/cure.mp4" poster="_static/clips/cure.png" muted loop playsinline
-controls preload="none" aria-label="The Stranger dissolves; the puppet stays"></video>"""
-COVER = """<img src="_static/cover.png"
-alt="A row of puppets from ALICE's show; behind some of them stands the Stranger">"""
 
 
 def tags(cell: Any) -> set[str]:
@@ -184,9 +179,10 @@ def front(template: str, needed: dict[str, int], cards: list[str], names: list[s
     page = re.sub(r"^\{\{if (\w+)\}\} *(.*\n?)", kept, template, flags=re.MULTILINE)
     page = re.sub(r"\{\{time([ \d]*)\}\}", time, page)
     shown = {
-        "first": f"{names[0]}.html" if names else "#", "names": "\n".join(names),
-        "cards": "\n".join(cards), "film": FILM if (CLIPS / "cure.mp4").exists() else COVER,
-    }  # fmt: skip
+        "first": f"{names[0]}.html" if names else "#",
+        "names": "\n".join(names),
+        "cards": "\n".join(cards),
+    }
     for key, text in shown.items():
         page = page.replace(f"{{{{{key}}}}}", text)
     return page

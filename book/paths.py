@@ -9,7 +9,6 @@ NOTEBOOKS = ROOT / "notebooks"
 BUILD = ROOT / "_build"
 HTML = BUILD / "html"
 VENDOR = BOOK / "_static" / "vendor"
-CLIPS = BOOK / "_static" / "clips"
 
 
 def chapters(names: list[str] | None = None) -> list[Path]:
