@@ -140,16 +140,16 @@ def test_the_cure_is_the_course_of_the_treatment_table():
     from studies import methods, trial
 
     chosen, p = trial.protocol(), mk.load_model("alice")
-    assert chosen["strengths"][chosen["primary"]][0] == treated.DOSE
+    dose = chosen["strengths"][chosen["primary"]][0]
     (row,) = (methods.Row(**r) for r in chosen["rows"] if r["name"] == chosen["primary"])
     scene = scenes.cure(stops=2, fine=1, over=1, n=12)
-    case = treatment.admit(p, 1, [treated.PATIENT], chosen["t"])
+    case = treatment.admit(p, 1, [chosen["development"][treated.PATIENT]], chosen["t"])
     average = puppets.average_puppet()
     theirs = methods.prescribed(p, case, row, scene["strengths"].tolist(), average)
     ours = scene["treated"].astype(float) / 127.5 - 1
     assert abs(ours - theirs.permute(0, 2, 3, 1).numpy()).max() < 0.02
     assert scene["stranger"][0] > 0.9 and scene["stranger"][-2] < 0.1
-    assert scene["strength"][0] == 0 and math.isclose(scene["strength"][-1], 2 * treated.DOSE)
+    assert scene["strength"][0] == 0 and math.isclose(scene["strength"][-1], 2 * dose)
 
 
 @pytest.mark.patient

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -22,10 +23,21 @@ from mathkit.linear.svd import svd
 from mathkit.show import puppets
 from mathkit.show.reader import read_factors
 
-PATIENT = 17  # of seed 1, on whom chapter 13 tries things
+PATIENT = 3  # whose place on the development list, as in chapter 13
 EARLY, COURSE, AFTER = 749, (666, 583), (666, 583, 458, 333)  # its course, and the times of care
 OFF = 5  # directions of the rest that are projected out
-DOSE = 0.04105  # strength of a step at which the mean side effect is .05 (data/protocol.json)
+
+
+def _prescribed() -> tuple[int, float]:
+    """Whom chapter 13 treats and at which dose, as data/protocol.json has it."""
+    path = data.locate("protocol.json")
+    chosen = json.loads(path.read_text()) if path else {}
+    if chosen.get("weights") != data.fingerprint():
+        raise ValueError(
+            "data/protocol.json is missing or of other weights: give `patient` and `dose`, or run "
+            "`python -m studies results protocol`"
+        )
+    return chosen["development"][PATIENT], chosen["strengths"][chosen["primary"]][0]
 
 
 def aimed(p: Model, case: treatment.Cases, average: Tensor) -> Tensor:
@@ -75,8 +87,8 @@ def cure(
     stops: int = 7,
     fine: int = 8,
     over: int = 4,
-    patient: int = PATIENT,
-    dose: float = DOSE,
+    patient: int | None = None,
+    dose: float | None = None,
     n: int = 300,
 ) -> Scene:
     """He dissolves along the direction that was found, at the dose; at twice the dose, the harm.
@@ -89,8 +101,8 @@ def cure(
         stops: strengths from 0 to the dose, >= 2.
         fine: further ones where he goes.
         over: further ones from the dose to twice the dose, >= 1.
-        patient: the sample of seed 1.
-        dose: strength of one step of the course.
+        patient: the sample of seed 1; None: the one on whom chapter 13 tries things.
+        dose: strength of one step of the course; None: as data/protocol.json prescribes it.
         n: frames, >= 5.
 
     Returns: a scene with strengths (k,), treated (k, 64, 64, 3) and stranger (k,), P(Stranger) of
@@ -101,7 +113,11 @@ def cure(
     integer(fine, "fine")
     even = np.linspace(0, 1, integer(stops, "stops", 2))
     far = np.linspace(1, 2, integer(over, "over", 1) + 1)[1:]
-    strengths = number(dose, "dose", 0, 1) * np.concatenate([even, far])
+    if patient is None or dose is None:
+        whom, much = _prescribed()
+        patient, dose = whom if patient is None else patient, much if dose is None else dose
+    number(dose, "dose", 0, 1)
+    strengths = dose * np.concatenate([even, far])
     p = load_model("alice", device="cpu")
     case = treatment.admit(p, 1, [patient], COURSE[-1])
     images = course(p, case, strengths.tolist())
