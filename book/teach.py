@@ -108,11 +108,11 @@ def arrow(start: tuple[int, float], end: tuple[int, float]) -> str:
 def box(n: str, title: str, row: int, x: float) -> str:
     """One chapter: its number, and its title on the second line."""
     y = row * (HIGH + DOWN)
-    short = title if len(title) <= 28 else f"{title[:27].rstrip()}\N{HORIZONTAL ELLIPSIS}"
+    fits = f' textLength="{WIDE - 12}" lengthAdjust="spacingAndGlyphs"' if len(title) > 28 else ""
     return (
         f'<rect x="{x - WIDE / 2:g}" y="{y}" width="{WIDE}" height="{HIGH}" rx="3"/>'
         f'<text x="{x:g}" y="{y + 19}"><tspan class="reel">{n}</tspan>'
-        f'<tspan x="{x:g}" dy="17">{html.escape(short)}</tspan></text>'
+        f'<tspan x="{x:g}" dy="17"{fits}>{html.escape(title)}</tspan></text>'
     )
 
 
