@@ -55,8 +55,29 @@
     }
   }
 
+  // The comma after a formula stays on its line.
+  function holdPoints() {
+    for (const math of all("span.math")) {
+      const after = math.nextSibling;
+      const points = after?.nodeType === Node.TEXT_NODE && after.data.match(/^[.,;:!?)\u2019\u201d]+/)?.[0];
+      const held = document.createElement("span");
+      held.className = "formula";
+      math.replaceWith(held);
+      held.append(math);
+      if (points) {
+        after.data = after.data.slice(points.length);
+        held.append(points);
+      }
+    }
+  }
+
   function withinReach() {
-    for (const box of all("pre, .output, .table-wrapper, div.math")) {
+    for (const formula of all(".formula")) {  // one wider than its line gets a line, and scrolls
+      formula.classList.remove("wide");
+      const room = formula.closest("p, li, td, th, dd, figcaption")?.clientWidth;
+      if (room && formula.offsetWidth > room) formula.classList.add("wide");
+    }
+    for (const box of all("pre, .output, .table-wrapper, div.math, .formula")) {
       const scrolls = box.scrollWidth > box.clientWidth + 1 && box.clientWidth > 0;
       if (scrolls === (box.dataset.scrolls === "yes")) continue;
       box.dataset.scrolls = scrolls ? "yes" : "";
@@ -94,5 +115,5 @@
   withinReach();
   addEventListener("resize", withinReach);
   addEventListener("toggle", withinReach, true);
-  if (window.MathJax && MathJax.startup) MathJax.startup.promise.then(withinReach);
+  if (window.MathJax && MathJax.startup) MathJax.startup.promise.then(holdPoints).then(withinReach);
 })();
