@@ -13,6 +13,7 @@ ANSWER = re.compile(r"^answer_\d+ = \.\.\.\s*", re.M)
 SUMMARY = "## Summary"
 ROOM = 9  # millimetres to write in for each minute
 SOLUTIONS = "_solutions"
+LAB = "Where a question shows code, it is a cell of the chapter: `make lab` opens your own copy."
 
 
 @dataclass
@@ -95,7 +96,8 @@ def sheet(nb: Any, name: str) -> str:
     title = f"# {name.split('_')[0]} {pages.title(nb, name)}"
     fill = deck.raw('<p class="fill"><span>Name</span><span>Date</span></p>')
     body = [line for exercise in found for line in asked(exercise, room=True)]
-    return "\n\n".join([title, fill, *needed(nb), *body, deck.LICENCE]) + "\n"
+    lab = [LAB] if any(exercise.given for exercise in found) else []
+    return "\n\n".join([title, fill, *needed(nb), *lab, *body, deck.LICENCE]) + "\n"
 
 
 def solutions(nb: Any, name: str) -> str:
