@@ -35,4 +35,6 @@ def film(source, target, every=4):
 
 
 if __name__ == "__main__":
-    film(*sys.argv[1:3])
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    film(*sys.argv[1:])
