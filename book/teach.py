@@ -10,9 +10,11 @@ from book.paths import BOOK
 
 Book = tuple[str, Any]
 Needs = dict[str, list[str]]
+Place = tuple[int, float]  # of a box: its row, and the middle of it
 FRAGMENTS = BOOK / "teaching"
 LINE = re.compile(r"^Needs: *(.*)$", re.M)
 WIDE, HIGH, GAP, DOWN = 208, 46, 16, 40  # of a box in the graph, and between boxes
+ASIDE = 12  # from the boxes to an arrow that goes around them
 DESK = {
     "01": "set-up on every laptop",
     "08": "half-way: what would you switch off instead?",
@@ -88,21 +90,43 @@ def graph(given: Needs, titles: dict[str, str]) -> str:
     """The chapters as boxes and what they build on as arrows, as SVG with real text."""
     drawn = reduced(given)
     at = places(drawn)
-    half = max((abs(x) for _, x in at.values()), default=0) + WIDE / 2 + 4
+    side = max((abs(x) for _, x in at.values()), default=0) + WIDE / 2 + ASIDE
+    half = side + 4
     tall = (max((row for row, _ in at.values()), default=0) + 1) * (HIGH + DOWN) - DOWN + 8
     said = "; ".join(f"{n} builds on {', '.join(m) or 'nothing'}" for n, m in given.items())
-    lines = [arrow(at[m], at[n]) for n, direct in drawn.items() for m in direct]
+    pairs = [(at[m], at[n]) for n, direct in drawn.items() for m in direct]
+    lines = [around(*p, -side) if hidden(*p, at) else arrow(*p) for p in pairs]
     boxes = [box(n, titles.get(n, ""), *at[n]) for n in drawn]
     head = f'<svg class="needs" role="img" viewBox="{-half:g} -4 {2 * half:g} {tall:g}" '
     return f'{head}aria-label="{html.escape(said)}">{"".join(lines + boxes)}</svg>'
 
 
-def arrow(start: tuple[int, float], end: tuple[int, float]) -> str:
+def arrow(start: Place, end: Place) -> str:
     """A curve from the foot of one box to the head of another."""
     (upper, x0), (lower, x1) = start, end
     y0, y1 = upper * (HIGH + DOWN) + HIGH, lower * (HIGH + DOWN)
     path = f"M{x0:g} {y0} C{x0:g} {y0 + DOWN} {x1:g} {y1 - DOWN} {x1:g} {y1 - 6}"
     return f'<path class="way" d="{path}"/><path class="tip" d="M{x1:g} {y1}l-5 -8h10z"/>'
+
+
+def hidden(start: Place, end: Place, at: dict[str, Place]) -> bool:
+    """Whether a box of a row between stands on the line from one box to another."""
+    (upper, x0), (lower, x1) = start, end
+    between = ((row, x) for row, x in at.values() if upper < row < lower)
+    return any(
+        abs(x0 + (x1 - x0) * (row - upper) / (lower - upper) - x) < WIDE / 2 for row, x in between
+    )
+
+
+def around(start: Place, end: Place, x: float) -> str:
+    """A way down the left side, at x, from the flank of one box to the flank of another."""
+    (upper, x0), (lower, x1) = start, end
+    y0, y1 = (row * (HIGH + DOWN) + HIGH / 2 for row in (upper, lower))
+    left0, left1 = x0 - WIDE / 2, x1 - WIDE / 2
+    bend = f"Q{x:g} {y0:g} {x:g} {y0 + ASIDE:g}"
+    turn = f"Q{x:g} {y1:g} {x + ASIDE:g} {y1:g}"
+    path = f"M{left0:g} {y0:g} {bend} V{y1 - ASIDE:g} {turn} H{left1 - 6:g}"
+    return f'<path class="way" d="{path}"/><path class="tip" d="M{left1:g} {y1:g}l-8 -5v10z"/>'
 
 
 def box(n: str, title: str, row: int, x: float) -> str:
