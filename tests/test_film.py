@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from book import clips
-from mathkit.draw import film, tape
+from mathkit.draw import film, scenes, tape
 
 av = pytest.importorskip("av")
 
@@ -357,3 +357,38 @@ def test_a_browser_plays_the_films(tmp_path):
             assert ready >= 2 and at > 0.4 and (width, height) in ((128, 96), clips.SIZE)
             tab.close()
         browser.close()
+
+
+CLEAR = np.full((16, 16, 4), 99, np.uint8)
+
+
+@pytest.mark.parametrize(
+    "frames, end, how, words",
+    [
+        ([CLEAR] * 2, "x.mp4", {}, "an MP4 takes frames without transparency"),
+        ([CLEAR] * 2, "x.gif", {}, "a GIF takes frames without transparency"),
+        ([CLEAR] * 2, "x/", {"look": tape.VHS()}, "a look takes frames without transparency"),
+        ([CLEAR] * 2, "x/", {"look": tape.VHS}, r"look is called as look\(frame, i, fps\)"),
+        ([CLEAR] * 2, "x/", {"look": "vhs"}, r"look is called as look\(frame, i, fps\)"),
+        ([CLEAR] * 2, "x/", {"size": 1080}, r"size is \(width, height\)"),
+        ([CLEAR] * 2, "x/", {"size": "1080p"}, r"size is \(width, height\)"),
+        (scenes.rotate_stretch_rotate(n=12), "x/", {}, r"one by one, as scene.frames\(\)"),
+        (3, "x/", {}, r"one by one, as scene.frames\(\)"),
+    ],
+)
+def test_what_no_film_can_show_is_refused_in_words(tmp_path, frames, end, how, words):
+    with pytest.raises(ValueError, match=words):
+        film.clip(frames, f"{tmp_path}/{end}", **how)
+    assert not list(tmp_path.rglob("*.*"))
+
+
+def test_alpha_that_hides_nothing_is_none(tmp_path):
+    solid = CLEAR.copy()
+    solid[..., 3] = 255
+    assert film.clip([solid] * 2, tmp_path / "x.mp4").exists()
+
+
+def test_pictures_of_pillow_are_frames():
+    picture = Image.fromarray(CLEAR)
+    assert np.array_equal(film.rgb(picture), CLEAR)
+    assert np.array_equal(film.rgb(picture.convert("RGB")), CLEAR[..., :3])

@@ -234,7 +234,7 @@ def test_arrays_come_back_from_both_files(tmp_path):
         (lambda: scenes.ellipse(dials=("smile", "smile")), "dials are two of"),
         (lambda: scenes.cure(stops=1), "stops is an integer >= 2, got 1"),
         (lambda: scenes.rotate_stretch_rotate(n=2), "n is an integer >= 5, got 2"),
-        (lambda: next(scenes.count(n=3).frames((1, 9))), "size is an integer >= 16"),
+        (lambda: next(scenes.count(n=3).frames((1, 9))), "width is an integer >= 16"),
     ],
 )
 def test_bad_input_gets_a_sentence(make, says):
@@ -288,3 +288,19 @@ def test_the_examples_import_nothing_of_ours(tmp_path):
     )
     with Image.open(tmp_path / "x.gif") as gif:
         assert gif.n_frames == 3
+
+
+def test_a_scene_says_what_it_has():
+    scene = scenes.rotate_stretch_rotate(n=12)
+    assert "stages (12, 2, 2)" in repr(scene) and len(repr(scene)) < 300
+    with pytest.raises(KeyError, match=r"is no array of this scene: it has .*stages.*frames\(\)"):
+        scene["w"]
+    for size in (1080, "1080p", (1280,), (1280, 7.5)):
+        with pytest.raises(ValueError, match=r"size is \(width, height\)|height is an integer"):
+            next(scene.frames(size))
+
+
+def test_the_pentagon_moves_in_every_frame_of_the_learning():
+    W = scenes.pentagon(n=90, steps=200)["W"]
+    moved = abs(np.diff(W, axis=0)).max((1, 2))[11:69]
+    assert (moved > 0).all()

@@ -59,7 +59,8 @@ def clip(
 
     Returns: the path.
     Raises ValueError for no frames, shapes that differ, values outside the range, an odd size of an
-    MP4, and an end it does not know; ImportError without PyAV; OSError where it cannot write.
+    MP4, transparency in a film or under a look, and an end it does not know; ImportError without
+    PyAV; OSError where it cannot write.
     Cost: 720p about 30 frames a second on one core, besides what makes them.
 
     >>> import tempfile, torch
@@ -75,7 +76,15 @@ def clip(
     if most is not None:
         integer(most, "most", 1000)
     if size is not None:
-        size = (integer(size[0], "width", 2), integer(size[1], "height", 2))
+        size = pair(size, 2)
+    if look is not None and (isinstance(look, type) or not callable(look)):
+        raise ValueError(
+            f"look is called as look(frame, i, fps), as tape.VHS(seed=0), got {look!r}"
+        )
+    if not isinstance(frames, Iterable) or hasattr(frames, "frames"):
+        raise ValueError(
+            f"frames come one by one, as scene.frames() or a list gives them, got {told(frames)}"
+        )
     pages = _prepared(frames, fps, size, look, progress)
     how = {"crf": str(quality)}
     if most is not None:
@@ -85,11 +94,19 @@ def clip(
     return Path(path)
 
 
+def pair(size: Any, least: int) -> tuple[int, int]:
+    """size as (width, height) in whole pixels, else ValueError."""
+    if not isinstance(size, tuple | list) or len(size) != 2:
+        raise ValueError(f"size is (width, height) in pixels, as (1920, 1080), got {size!r}")
+    return integer(size[0], "width", least), integer(size[1], "height", least)
+
+
 def rgb(frame: Any) -> np.ndarray:
     """One frame as (H, W, 3 or 4) of uint8.
 
     Args:
-        frame: an image (3 or 4, H, W) in [-1, 1], an array (H, W, 3 or 4) of uint8, or a figure.
+        frame: an image (3 or 4, H, W) in [-1, 1], an array (H, W, 3 or 4) of uint8, a figure, or a
+            picture of Pillow's.
 
     Returns: the array.
     Raises ValueError on anything else, and values outside the range.
@@ -104,6 +121,8 @@ def rgb(frame: Any) -> np.ndarray:
     if hasattr(frame, "canvas"):
         frame.canvas.draw()
         frame = np.array(frame.canvas.buffer_rgba())
+    elif isinstance(frame, Image.Image):
+        frame = np.array(frame.convert("RGBA" if frame.has_transparency_data else "RGB"))
     good = isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.ndim == 3
     if not good or frame.shape[2] not in (3, 4) or not frame.size:
         raise ValueError(
@@ -148,12 +167,22 @@ def _prepared(
             )
         page = page if size is None else _fitted(page, size)
         if look is not None:
-            page = look(np.ascontiguousarray(page[..., :3]), i, fps)
+            page = look(_opaque(page, "a look takes frames"), i, fps)
         yield page
         if progress is not None:
             progress(i + 1)
     if i < 0:
         raise ValueError("a film needs one frame at least, got none")
+
+
+def _opaque(page: np.ndarray, what: str) -> np.ndarray:
+    """The colours of a page through which nothing is seen."""
+    if page.shape[2] == 4 and page[..., 3].min() < 255:
+        raise ValueError(
+            f"{what} without transparency, and these have it: write PNG files, as "
+            'film.clip(frames, "folder/"), or draw them on a ground'
+        )
+    return np.ascontiguousarray(page[..., :3])
 
 
 def _fitted(page: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -248,14 +277,14 @@ def _write_mp4(pages: Iterator[np.ndarray], path: Path, fps: float, how: dict[st
         context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709, as HD is
         context.color_range = 1
         for page in itertools.chain([first], pages):
-            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(page[..., :3]))
+            picture = av.VideoFrame.from_ndarray(_opaque(page, "an MP4 takes frames"))
             box.mux(stream.encode(picture.reformat(format="yuv420p", dst_colorspace="ITU709")))
         box.mux(stream.encode())
 
 
 def _write_gif(pages: Iterator[np.ndarray], path: Path, fps: float, how: dict[str, str]) -> None:
     def small(page: np.ndarray) -> Image.Image:
-        picture = Image.fromarray(np.ascontiguousarray(page[..., :3]))
+        picture = Image.fromarray(_opaque(page, "a GIF takes frames"))
         return picture.quantize(256, Image.Quantize.MEDIANCUT)
 
     first = small(next(pages))

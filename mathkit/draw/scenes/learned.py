@@ -69,22 +69,26 @@ def pentagon(n: int = 240, steps: int = 1500) -> Scene:
         steps: of the training, >= 200.
 
     Returns: a scene with step (n,), W (n, 2, 5), one column a feature, and loss (n,), by 20,000
-    fresh frames each.
+    fresh frames each; between two steps of the training, what lies between them.
     Cost: a few seconds of training.
     """
     wait, go, end = split(n, 1, 6, 2)
-    at = np.rint(steps ** np.linspace(0, 1, go)).astype(int)
-    at = np.concatenate([np.zeros(wait, int), at, np.full(end, steps)])
+    at = (1 + steps) ** np.linspace(0, 1, go) - 1
+    at = np.concatenate([np.zeros(wait), at, np.full(end, steps)]).round(6)
+    low, high = np.floor(at).astype(int), np.ceil(at).astype(int)
+    seen = sorted({*low.tolist(), *high.tolist()})
     law = sp.Features(torch.full((1, 5), 0.05))
     toys = sp.train(law, 2, steps=steps, batch=512, lr=3e-3, anneal=True, seed=1,
-                    record=sorted(set(at.tolist())))  # fmt: skip
-    path = dict(zip(sorted(set(at.tolist())), toys.path, strict=True))
-    loss = {s: float(toy.loss(law, count=20_000)[0]) for s, toy in path.items()}
+                    record=seen)  # fmt: skip
+    W = {s: toy.W[0].numpy() for s, toy in zip(seen, toys.path, strict=True)}
+    loss = {s: float(t.loss(law, count=20_000)[0]) for s, t in zip(seen, toys.path, strict=True)}
+    share = at - low
     arrays = {
-        "step": at, "W": np.stack([path[s].W[0].numpy() for s in at]),
-        "loss": np.array([loss[s] for s in at]),
+        "step": at, "loss": np.interp(at, seen, [loss[s] for s in seen]),
+        "W": np.stack([(1 - f) * W[a] + f * W[b]
+                       for f, a, b in zip(share, low, high, strict=True)]),
     }  # fmt: skip
-    captions = tuple(f"step {s:,}" for s in at)
+    captions = tuple(f"step {round(s):,}" for s in at)
     return Scene(
         "pentagon", "Five features move into two neurons", arrays, captions, _draw_pentagon
     )

@@ -23,6 +23,7 @@ from matplotlib.patches import FancyArrowPatch
 from mathkit import data
 from mathkit.arguments import integer
 from mathkit.draw import style
+from mathkit.draw.film import pair
 
 HEIGHT = 7.2
 TITLE, TEXT = 25, 18  # points; at 100 dpi 35 and 25 pixels
@@ -62,7 +63,15 @@ class Scene:
         return len(self.captions)
 
     def __getitem__(self, name: str) -> np.ndarray:
-        return self.arrays[name]
+        try:
+            return self.arrays[name]
+        except KeyError:
+            raise KeyError(f"{name!r} is no array of this scene: it has {', '.join(self.arrays)}; "
+                           "scene.frames() draws it") from None  # fmt: skip
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{name} {a.shape}" for name, a in self.arrays.items())
+        return f"Scene({self.name!r}, {len(self)} frames: {shapes})"
 
     def frames(
         self, size: tuple[int, int] = (1280, 720), *, dark: bool = False, transparent: bool = False
@@ -78,7 +87,7 @@ class Scene:
         Raises ValueError for a size that is none.
         Cost: about 20 frames of 720p a second.
         """
-        width, height = (integer(n, "size", 16) for n in size)
+        width, height = pair(size, 16)
         colours = style.DARK if dark else style.LIGHT
         look = style.settings(colours, transparent) | {"figure.constrained_layout.use": False}
         with rc_context(look):
