@@ -177,6 +177,7 @@ def test_a_generator_of_figures_is_drawn_and_closed_one_by_one():
             assert not plt.get_fignums()
             yield draw(t)
 
+    plt.close("all")  # what other tests left open
     book = draw_book(figures(), values=[100, 300, 500], start=1)
     assert book.frames[1] == widgets.frame(draw(300))
 
