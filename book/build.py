@@ -39,7 +39,12 @@ def failures(outcomes: Iterable[Outcome]) -> None:
 def executed(quick: bool = False) -> list[tuple[str, Any]]:
     outcomes = execute(chapters(), quick)
     failures(outcomes)
-    return [(o.path.stem, graft(read(o.path), read(o.copy))) for o in outcomes]
+    return [(o.path.stem, as_run(o.path, o.copy)) for o in outcomes]
+
+
+def as_run(path: Path, copy: Path) -> Any:
+    """A chapter as it reads now, with the normalised outputs of its executed copy."""
+    return store.normalise(graft(read(path), read(copy)))
 
 
 def stored() -> list[tuple[str, Any]]:
@@ -64,7 +69,7 @@ def sources(books: list[tuple[str, Any]], folder: Path, cut: str | None = None) 
         if picture:
             pages.write(thumbs / f"thumb-{name}.png", picture)
         cards.append(pages.card(name, nb, bool(picture)))
-        written[f"{name}.ipynb"] = store.text(pages.chapter(store.normalise(nb), cut))
+        written[f"{name}.ipynb"] = store.text(pages.chapter(nb, cut))
     names += ["teaching", *(["notation", CLIP_PAGE, "reference"] if back(cut) else [])]
     template = (BOOK / "front.md").read_text(encoding="utf-8")
     written["index.md"] = pages.front(template, needed, cards, names)
@@ -111,8 +116,7 @@ def refresh(names: list[str]) -> None:
         raise SystemExit("stored outputs are those of the clone's own data/: unset MATHKIT_DATA")
     outcomes = execute(chapters(names))
     for done in (o for o in outcomes if not o.error):
-        nb = graft(read(done.path), read(done.copy))
-        new = store.text(store.stamped(store.normalise(nb)))
+        new = store.text(store.stamped(as_run(done.path, done.copy)))
         changed = new != done.path.read_text(encoding="utf-8")
         pages.write(done.path, new)
         size = f"{len(new.encode()) / 1000:.0f} KB"
@@ -134,8 +138,8 @@ def bench(names: list[str]) -> None:
 
 def latest(path: Path) -> Any:
     """A chapter with the outputs of its last run, if they still hold, else with the stored ones."""
-    run = kept(path, BUILD / "run" / path.name, quick=False)
-    return store.normalise(graft(read(path), run)) if run else read(path)
+    copy = BUILD / "run" / path.name
+    return as_run(path, copy) if kept(path, copy, quick=False) else read(path)
 
 
 def at_scale(paths: list[Path], scale: float) -> list[tuple[str, Any]]:
@@ -143,14 +147,13 @@ def at_scale(paths: list[Path], scale: float) -> list[tuple[str, Any]]:
     os.environ["MATHKIT_SCALE"] = f"{scale:g}"
     outcomes = execute(paths, folder=BUILD / f"run-{scale:g}x")
     failures(outcomes)
-    return [(o.path.stem, store.normalise(graft(read(o.path), read(o.copy)))) for o in outcomes]
+    return [(o.path.stem, as_run(o.path, o.copy)) for o in outcomes]
 
 
 def following() -> dict[str, str]:
     """For each chapter the heading of the next one."""
-    stems = [path.stem for path in chapters()]
-    heads = [f"{p.stem.split('_')[0]} {pages.title(read(p), p.stem)}" for p in chapters()]
-    return dict(zip(stems, heads[1:], strict=False))
+    heads = {path.stem: pages.heading(read(path), path.stem) for path in chapters()}
+    return dict(zip(heads, list(heads.values())[1:], strict=False))
 
 
 def deck(names: list[str], scale: float | None, paper: bool) -> None:

@@ -23,7 +23,6 @@ from book import pages
 SAY = re.compile(r'<span class="say">(.*?)</span>', re.S)
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?!https?:)[^)\s]*\)")
 SENTENCE = re.compile(r"(?:[^.!?]|[.!?](?!\s|$))+[.!?]")
-EXERCISE = re.compile(r"### Exercise.*?\((\d+) minutes\)")
 SLIDE = "slide"
 HERE = "\N{BLACK RIGHT-POINTING SMALL TRIANGLE}"  # in the notes, where a bullet is said
 ROOM = 4  # bullets on a slide
@@ -297,19 +296,18 @@ def slides(nb: Any, name: str, after: str = "") -> list[Slide]:
 
 def minutes(nb: Any) -> list[tuple[str, int]]:
     """Each timed part of the lecture: its heading, and its minutes; 0 is left for home."""
-    made = parts(copy.deepcopy(nb), Slide("Introduction", [""]))
+    made = parts(nb, Slide("Introduction", [""]))
     return [(part.title, part.minutes) for part in made if part.minutes is not None]
 
 
 def opening(nb: Any, name: str) -> Slide:
-    number = name.split("_")[0]
     body = [pages.blurb(nb), LICENCE]
-    return Slide(f"{number} {pages.title(nb, name)}", [b for b in body if b], [KEYS], ("title",), 0)
+    return Slide(pages.heading(nb, name), [b for b in body if b], [KEYS], ("title",), 0)
 
 
 def ending(nb: Any, after: str) -> Slide:
     """The last slide of the lecture: what to do at the desk, and what comes next."""
-    times = [int(m) for cell in nb.cells for m in EXERCISE.findall(cell.source)]
+    times = [int(m) for cell in nb.cells for _, m, _ in pages.EXERCISE.findall(cell.source)]
     desk = f"{len(times)} exercises on the handout, {sum(times)} minutes" if times else ""
     body = [line for line in (desk, f"Next: {after}" if after else "", LICENCE) if line]
     return Slide("Stop the tape", body, [], ("end",))

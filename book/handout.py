@@ -7,7 +7,6 @@ from typing import Any
 
 from book import deck, pages
 
-HEAD = re.compile(r"### Exercise (\d+) \((\d+) minutes\): (.*)")
 FOLD = re.compile(r"<details>\s*<summary>(.*?)</summary>(.*?)</details>\s*", re.S)
 ANSWER = re.compile(r"^answer_\d+ = \.\.\.\s*", re.M)
 SUMMARY = "## Summary"
@@ -43,7 +42,7 @@ def exercises(nb: Any) -> list[Exercise]:
     found: list[Exercise] = []
     given = False
     for cell, text in section(nb, pages.EXERCISES):
-        head = HEAD.match(text) if cell.cell_type == "markdown" else None
+        head = pages.EXERCISE.match(text) if cell.cell_type == "markdown" else None
         if head:
             found.append(Exercise(f"{head[1]}. {head[3][:1].upper()}{head[3][1:]}", int(head[2])))
             given = True
@@ -93,7 +92,7 @@ def sheet(nb: Any, name: str) -> str:
     found = exercises(nb)
     if not found:
         raise ValueError(f"{name} has no exercises: there is nothing to hand out")
-    title = f"# {name.split('_')[0]} {pages.title(nb, name)}"
+    title = f"# {pages.heading(nb, name)}"
     fill = deck.raw('<p class="fill"><span>Name</span><span>Date</span></p>')
     body = [line for exercise in found for line in asked(exercise, room=True)]
     lab = [LAB] if any(exercise.given for exercise in found) else []
@@ -102,7 +101,7 @@ def sheet(nb: Any, name: str) -> str:
 
 def solutions(nb: Any, name: str) -> str:
     """The same exercises with their hints, solutions and tempting wrong answers."""
-    lines = [f"# {name.split('_')[0]} {pages.title(nb, name)}: solutions"]
+    lines = [f"# {pages.heading(nb, name)}: solutions"]
     for exercise in exercises(nb):
         lines += asked(exercise, room=False)
         lines += [unfolded(name, deck.plain(text)) for name, text in exercise.folded]

@@ -14,6 +14,7 @@ Piece = tuple[Any, str]  # a cell, and a part of its source
 STORY, MATH, FOLD, SHOT = "story", "math", "fold", "card"  # tags of cells
 FENCE = ":" * 7
 EXERCISES = "## Exercises"
+EXERCISE = re.compile(r"### Exercise (\d+) \((\d+) minutes\): (.*)")
 HEADING = re.compile(r"#{1,6} ")
 CODE_FENCE = re.compile(r"\s*(```|~~~)")
 MINUTES = re.compile(r"\b(\d+) min\b")  # in the table that opens a chapter
@@ -127,6 +128,16 @@ def title(nb: Any, name: str) -> str:
     return re.sub(r"^\d+\s*[^\w\s]?\s+", "", found)
 
 
+def number(name: str) -> str:
+    """The chapter's number, the beginning of its file name."""
+    return name.split("_")[0]
+
+
+def heading(nb: Any, name: str) -> str:
+    """Number and title, as a chapter is listed."""
+    return f"{number(name)} {title(nb, name)}"
+
+
 def blurb(nb: Any) -> str:
     """The chapter's one sentence: metadata `mathkit.blurb`, else nothing."""
     return str(nb.metadata.get("mathkit", {}).get("blurb", ""))
@@ -152,8 +163,8 @@ def card(name: str, nb: Any, pictured: bool) -> str:
     """One entry of the front page's contents."""
     picture = f'<img src="_static/thumb-{name}.png" alt="" loading="lazy">' if pictured else ""
     shown = {"title": html.escape(title(nb, name)), "blurb": html.escape(blurb(nb))}
-    number, needed = name.split("_")[0], minutes(nb, name)
-    return CARD.format(name=name, number=number, picture=picture, minutes=needed, **shown)
+    listed = {"name": name, "number": number(name), "minutes": minutes(nb, name)}
+    return CARD.format(picture=picture, **listed, **shown)
 
 
 def hours(total: int) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from book import deck, handout, pages, printer, scan
-from book.paths import BOOK, BUILD
+from book.paths import BOOK, BUILD, ROOT
 
 UNUSED = ("css", "dist/theme", "plugin/highlight", "plugin/markdown", "plugin/math",
           "plugin/search", "plugin/zoom")  # fmt: skip
@@ -25,7 +25,7 @@ def sphinx(builder: str, conf: Path, texts: dict[str, str], out: Path) -> None:
     where = ["-c", str(conf), "-d", str(work / "doctrees"), str(work / "pages"), str(out)]
     first = ["-D", f"root_doc={next(iter(texts))}"]
     command = [sys.executable, *f"-m sphinx -W --keep-going -q -b {builder}".split()]
-    if subprocess.run([*command, *first, *where]).returncode:
+    if subprocess.run([*command, *first, *where], cwd=ROOT).returncode:
         raise SystemExit(f"the {out.name} has faults (above)")
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from book import deck, handout, pages
+from book.pages import number
 from book.paths import BOOK
 
 Book = tuple[str, Any]
@@ -32,10 +33,6 @@ AFTERNOON = [
     ("13", 35, "the cure, its dose and its controls"),
     ("", 15, "questions"),
 ]
-
-
-def number(name: str) -> str:
-    return name.split("_")[0]
 
 
 def needs(names: list[str], fragments: dict[str, str]) -> Needs:
@@ -67,7 +64,7 @@ def reduced(given: Needs) -> Needs:
     }
 
 
-def places(given: Needs) -> dict[str, tuple[int, float]]:
+def places(given: Needs) -> dict[str, Place]:
     """Row and middle of each box: a row below all that it needs, under the middle of them.
 
     What needs nothing stands a row above the first that needs it.
@@ -158,7 +155,7 @@ def table(books: list[Book], given: Needs) -> str:
         lesson = sum(m for _, m in deck.minutes(nb))
         paper = handout.exercises(nb)
         desk = f"{len(paper)}, {sum(e.minutes for e in paper)} min"
-        title = f"[{number(name)} {pages.title(nb, name)}]({name}.ipynb)"
+        title = f"[{pages.heading(nb, name)}]({name}.ipynb)"
         told = linked(given.get(number(name), []), names)
         rows.append(f"| {title} | {f'{lesson} min' if lesson else ''} | {desk} | {told} |")
     return "\n".join(rows)
@@ -166,8 +163,9 @@ def table(books: list[Book], given: Needs) -> str:
 
 def clock(nb: Any) -> str:
     """The lecture part by part, with the minute at which each begins."""
-    parts = [(title, length) for title, length in deck.minutes(nb) if length]
-    home = [title for title, length in deck.minutes(nb) if not length]
+    timed = deck.minutes(nb)
+    parts = [(title, length) for title, length in timed if length]
+    home = [title for title, length in timed if not length]
     if not parts:
         return ""
     rows, at = ["| from | minutes | part |", "|---|---|---|"], 0
@@ -178,13 +176,11 @@ def clock(nb: Any) -> str:
     return "\n".join(rows) + left
 
 
-def advice(name: str, nb: Any, fragment: str, names: dict[str, str]) -> str:
+def advice(name: str, nb: Any, fragment: str, builds_on: str) -> str:
     """What the page says of one chapter: its clock, and its fragment under small headings."""
-    wanted = LINE.search(fragment)
-    direct = re.findall(r"\d\d", wanted[1]) if wanted else []
-    text = LINE.sub(f"Builds on {linked(direct, names)}.", fragment.strip())
+    text = LINE.sub(f"Builds on {builds_on}.", fragment.strip())
     text = re.sub(r"^### (.*)$", r":::{rubric} \1\n:heading-level: 4\n:::", text, flags=re.M)
-    title = f"### [{number(name)} {pages.title(nb, name)}]({name}.ipynb)"
+    title = f"### [{pages.heading(nb, name)}]({name}.ipynb)"
     return "\n\n".join(part for part in (title, clock(nb), text) if part)
 
 
@@ -202,7 +198,10 @@ def page(books: list[Book], folder: Path = FRAGMENTS) -> str:
         "table": table(books, given),
         "term": "\n".join(weeks(books, names)),
         "afternoon": "\n".join(plan(names)),
-        "chapters": "\n\n".join(advice(n, nb, fragments.get(n, ""), names) for n, nb in books),
+        "chapters": "\n\n".join(
+            advice(name, nb, fragments.get(name, ""), linked(given[number(name)], names))
+            for name, nb in books
+        ),
     }
     text = (BOOK / "teach.md").read_text(encoding="utf-8")
     return re.sub(r"\{\{(\w+)\}\}", lambda found: filled[found[1]], text)

@@ -21,12 +21,11 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from solving import once, ran
 
 import mathkit as mk
-from book import build, pages, scan
+from book import build, pages, printer, scan
 from book.execute import graft, read
 from book.paths import BUILD, REFERENCE, VENDOR, chapters
 from mathkit.draw import widgets
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "msedge")
 READY = """async () => {
   await document.fonts.ready;
   if (window.MathJax && MathJax.startup) await MathJax.startup.promise;
@@ -255,7 +254,7 @@ def test_the_front_page_lists_every_chapter(book):
 
 def browser_path() -> str:
     """A browser that can be driven; without one CI fails and any other machine skips."""
-    found = os.environ.get("MATHKIT_BROWSER") or next(filter(None, map(shutil.which, BROWSERS)), "")
+    found = printer.browser() or ""
     if not found and os.environ.get("CI"):
         pytest.fail("CI needs a browser for this test: apt-get install chromium", pytrace=False)
     if not found:

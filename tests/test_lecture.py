@@ -2,7 +2,6 @@
 
 import base64
 import io
-import os
 import random
 import re
 import shutil
@@ -12,6 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
+from test_book import browsing
 
 from book import build, deck, handout, press, printer, scan, teach
 from book.execute import read
@@ -295,17 +295,8 @@ def made(capfd):
 
 @pytest.fixture
 def browser():
-    """A browser that can be driven; without one CI fails and any other machine skips."""
-    executable = printer.browser()
-    if not executable:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)("no chromium or chrome found")
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as p:
-        chromium = p.chromium.launch(executable_path=executable, args=["--disable-gpu"])
-        context = chromium.new_context(offline=True, viewport={"width": 1280, "height": 720})
-        context.set_default_timeout(180_000)  # a busy machine is no fault of the deck
+    with browsing(viewport={"width": 1280, "height": 720}) as context:
         yield context
-        chromium.close()
 
 
 def opened(browser, page):

@@ -1,21 +1,8 @@
 """Sphinx settings of the decks: the book's words and mathematics, shown by reveal.js."""
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[3]))
-
-from book.conf import (  # noqa: F401
-    author,
-    copyright,
-    mathjax_path,
-    myst_enable_extensions,
-    project,
-)
+from book.lecture.common import *  # noqa: F403
 
 extensions = ["myst_parser", "sphinx_revealjs"]
-suppress_warnings = ["toc.not_included"]  # a deck is a page of its own
-html_copy_source = False
 # Each formula holds its own glyphs: the notes window gets them by themselves.
 mathjax3_config = {"svg": {"fontCache": "local"}, "options": {"enableMenu": False}}
 
