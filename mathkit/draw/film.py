@@ -22,6 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from mathkit.arguments import integer, number, told
+from mathkit.draw import style
 
 NUMBERED = re.compile(r"%0?\d*d")
 SLACK = 1e-3  # rounding beyond [-1, 1]
@@ -146,8 +147,7 @@ def _of_image(x: Tensor) -> np.ndarray:
             f"a frame lies in [-1, 1], got values from {low:.3g} to {high:.3g}: frame.clamp(-1, 1) "
             "cuts what overshoots"
         )
-    pixels = ((x.detach().cpu().double().clamp(-1, 1) + 1) * 127.5).round().byte()
-    return pixels.permute(1, 2, 0).contiguous().numpy()
+    return style.pixels(x)
 
 
 def _prepared(

@@ -80,9 +80,13 @@ class FlipBook:
     describe: str = ""
     interval: int = 200
 
+    @property
+    def shown(self) -> str:
+        """What is said of the picture seen first."""
+        return f"{self.label} {self.values[self.start]}".strip()
+
     def __repr__(self) -> str:
-        shown = f"{self.label} {self.values[self.start]}".strip()
-        return f"[one of {len(self.frames)} pictures of a flip book: {shown}]"
+        return f"[one of {len(self.frames)} pictures of a flip book: {self.shown}]"
 
     def _repr_png_(self) -> bytes:
         return self.frames[self.start]
@@ -91,11 +95,10 @@ class FlipBook:
         sources = [_source(png) for png in self.frames]
         pages = json.dumps(list(zip(self.values, sources, strict=True))).replace("</", r"<\/")
         wide, high = size(self.frames[self.start])
-        shown = f"{self.label} {self.values[self.start]}".strip()
         words = {
             "name": self.describe or f"Flip book: {self.label or 'pages'}", "label": self.label,
-            "told": self.describe, "shown": shown, "value": self.values[self.start],
-            "alt": f"{self.describe} {shown}".strip(), "knob": self.label or "page",
+            "told": self.describe, "shown": self.shown, "value": self.values[self.start],
+            "alt": f"{self.describe} {self.shown}".strip(), "knob": self.label or "page",
         }  # fmt: skip
         return PAGE.format(
             **{name: html.escape(text) for name, text in words.items()},

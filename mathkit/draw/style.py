@@ -34,6 +34,7 @@ CYCLE = (BLUE, GREEN, PURPLE, INK)
 WIDTH = 6.0  # inches
 ON_LIGHT, ON_DARK = INK, PAPER  # on a coloured cell, whatever the ground is
 
+IN_TURN = ("BLUE", "GREEN", "PURPLE", "INK")  # of several curves
 LIGHT: dict[str, str] = {
     "PAPER": PAPER, "INK": INK, "GREY": GREY, "FAINT": FAINT, "ACCENT": ACCENT,
     "BLUE": BLUE, "GREEN": GREEN, "PURPLE": PURPLE,
@@ -72,7 +73,7 @@ def settings(c: dict[str, str], transparent: bool = False, scale: float = 1.0) -
         "axes.titlelocation": "left",
         "axes.titleweight": "bold",
         "axes.titlesize": 12,
-        "axes.prop_cycle": cycler(color=[c[name] for name in ("BLUE", "GREEN", "PURPLE", "INK")]),
+        "axes.prop_cycle": cycler(color=[c[name] for name in IN_TURN]),
         "grid.color": c["FAINT"],
         "grid.linewidth": 0.7,
         "image.cmap": UNSIGNED.name,
@@ -128,7 +129,7 @@ def use(dark: bool = False, transparent: bool = False, scale: float = 1.0) -> No
     """
     colours = DARK if dark else LIGHT
     STYLE.update(settings(colours, transparent, number(scale, "scale", 0.1, 20)))
-    globals().update(colours, CYCLE=tuple(colours[n] for n in ("BLUE", "GREEN", "PURPLE", "INK")))
+    globals().update(colours, CYCLE=tuple(colours[name] for name in IN_TURN))
     mpl.rcParams.update(STYLE)
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if shell is not None and "inline" in mpl.get_backend().lower():
@@ -210,6 +211,12 @@ def numbers(x: Any) -> np.ndarray:
     if not np.isfinite(a).all():
         raise ValueError(f"{int((~np.isfinite(a)).sum())} of {a.size} values are NaN or infinite")
     return a
+
+
+def pixels(x: Tensor) -> np.ndarray:
+    """One image (C, H, W) in [-1, 1] as (H, W, C) of uint8; what lies beyond is cut."""
+    levels = ((x.detach().cpu().double().clamp(-1, 1) + 1) * 127.5).round().byte()
+    return levels.permute(1, 2, 0).contiguous().numpy()
 
 
 def pictures(images: Tensor, signed: bool = False, scale: float | None = None) -> np.ndarray:

@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from mathkit.arguments import integer, number, tensor, told
+from mathkit.draw import style
 
 OSD = (242, 242, 234)  # of the counter, drawn by the recorder and not on the tape
 
@@ -104,8 +105,7 @@ class VHS:
             raise ValueError(f"a frame is an image (3, H, W) of floats, got {told(x)}")
         if not self.strength:
             return x
-        pixels = ((x.detach().cpu().double().clamp(-1, 1) + 1) * 127.5).round().byte()
-        out = self._played(pixels.permute(1, 2, 0).numpy(), i, fps)
+        out = self._played(style.pixels(x), i, fps)
         return (torch.from_numpy(out).permute(2, 0, 1).double() / 127.5 - 1).to(x)
 
     def _played(self, frame: np.ndarray, i: int, fps: float) -> np.ndarray:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import base64
 import html
-import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -22,10 +21,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from mathkit.draw import pictures, style
+from mathkit.draw import acts, pictures, style
 from mathkit.draw.moving import FlipBook, size
-from mathkit.linear.arrays import matrix
-from mathkit.linear.svd import svd
 
 FRAME, TOTAL = 60_000, 600_000  # bytes of a picture, and of all in one flipbook
 ALONE = (
@@ -184,8 +181,6 @@ def rotate_stretch_rotate(M: Tensor, pages: int = 6, **flipbook_options: Any) ->
     >>> book.values
     ('before', 'rotate 1/1', 'stretch 1/1', 'rotate again 1/1')
     """
-    if M.shape != (2, 2):
-        raise ValueError(f"rotate_stretch_rotate takes a matrix (2, 2), got {tuple(M.shape)}")
     names, stages, V = _acts(M.double(), pages)
     reach = 1.15 * max(1.0, float(torch.linalg.matrix_norm(M, 2)))
     frames = (pictures.stage(A, V, reach, name) for name, A in zip(names, stages, strict=True))
@@ -194,26 +189,10 @@ def rotate_stretch_rotate(M: Tensor, pages: int = 6, **flipbook_options: Any) ->
 
 def _acts(M: Tensor, pages: int) -> tuple[list[str], list[Tensor], Tensor]:
     """The name of each page, the matrix that has acted by then (the last is M), and V."""
-    U, S, V = svd(matrix(M), 2)
-    for rows in (U, V):
-        rows[1] *= torch.linalg.det(rows).sign()
-    turns = [math.atan2(float(turn[1, 0]), float(turn[0, 0])) for turn in (V, U.T)]
-    acts: dict[str, float | Tensor]
-    acts = {"rotate": turns[0], "stretch": torch.diag(U @ M @ V.T), "rotate again": turns[1]}
-    names, stages = ["before"], [torch.eye(2, dtype=M.dtype)]
-    for name, act in acts.items():
-        done = stages[-1]
-        names += [f"{name} {i + 1}/{pages}" for i in range(pages)]
-        stages += [_part(act, (i + 1) / pages) @ done for i in range(pages)]
-    return names, stages, V
-
-
-def _part(act: float | Tensor, share: float) -> Tensor:
-    """A share of a rotation (an angle) or of a stretch along the axes (two factors)."""
-    if isinstance(act, Tensor):
-        return torch.diag(1 + share * (act - 1))
-    c, s = math.cos(share * act), math.sin(share * act)
-    return torch.tensor([[c, -s], [s, c]], dtype=torch.float64)
+    found, shares = acts.factors(M), range(1, pages + 1)
+    names = [f"{act} {i}/{pages}" for act in ("rotate", "stretch", "rotate again") for i in shares]
+    stages = [acts.acted(found, i / pages) for i in range(3 * pages + 1)]
+    return ["before", *names], stages, found[2]
 
 
 def _knob(name: str, spec: Any) -> Any:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mathkit.diffusion.encoder import encoder
 from mathkit.diffusion.load import load_model
+from mathkit.draw import acts
 from mathkit.draw.scenes.scene import Scene, Stage, colours, eased, held, split
 from mathkit.linear import metric
 from mathkit.linear.arrays import matrix
@@ -43,17 +44,11 @@ def rotate_stretch_rotate(M: Tensor | None = None, n: int = 180) -> Scene:
     True
     """
     M = SHEAR if M is None else M
-    if M.shape != (2, 2):
-        raise ValueError(f"rotate_stretch_rotate takes a matrix (2, 2), got {tuple(M.shape)}")
-    U, S, V = (a.double().numpy().copy() for a in svd(matrix(M.double()), 2))
-    for rows in (U, V):  # rotations both; where M mirrors the plane, one factor is negative
-        rows[1] *= np.sign(np.linalg.det(rows))
-    factors = np.diag(U @ M.double().numpy() @ V.T)
+    U, factors, V = found = acts.factors(M.double())
     still, first, stretch, second, end = split(n, 1, 3, 3, 3, 2)
-    acts = [_turn(V, s) for s in [*np.zeros(still), *eased(first)]]
-    acts += [np.diag(1 + s * (factors - 1)) @ V for s in eased(stretch)]
-    acts += [_turn(U.T, s) @ np.diag(factors) @ V for s in [*eased(second), *np.ones(end)]]
-    a, b = (f"{x:.2f}" for x in abs(factors))
+    moves = [np.zeros(still), eased(first), 1 + eased(stretch), 2 + eased(second), np.full(end, 3)]
+    stages = [acts.acted(found, at).numpy() for at in np.concatenate(moves).tolist()]
+    a, b = (f"{x:.2f}" for x in factors.abs().tolist())
     words = held(
         ("a circle, and the two directions that will stay at a right angle", still),
         ("rotate: they become the axes", first),
@@ -61,19 +56,16 @@ def rotate_stretch_rotate(M: Tensor | None = None, n: int = 180) -> Scene:
         ("rotate again", second),
         ("every matrix does only this", end),
     )
-    arrays = {"M": M.numpy(), "U": U, "S": S, "V": V, "stages": np.stack(acts), "face": _face()}
+    arrays = {
+        "M": M.numpy(), "U": U.numpy(), "S": factors.abs().numpy(), "V": V.numpy(),
+        "stages": np.stack(stages), "face": colours(puppets.render(healthy(), size=160))[0],
+    }  # fmt: skip
     return Scene("rotate", "Rotate, stretch, rotate", arrays, words, _draw_stages)
 
 
-def _face() -> np.ndarray:
-    return colours(puppets.render(puppets.sample_factors(16, seed=34, stranger=0)[1:2], size=160))[
-        0
-    ]
-
-
-def _turn(R: np.ndarray, share: float) -> np.ndarray:
-    angle = share * math.atan2(R[1, 0], R[0, 0])
-    return np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+def healthy() -> Tensor:
+    """The dials (1, 13) of chapter 06's puppet."""
+    return puppets.sample_factors(16, seed=34, stranger=0)[1:2]
 
 
 def _draw_stages(scene: Scene, stage: Stage) -> Callable[[int], None]:
@@ -140,7 +132,7 @@ def ellipse(
     unknown = [name for name in dials if name not in puppets.CONTINUOUS]
     if unknown or len(set(dials)) != 2:
         raise ValueError(f"dials are two of {', '.join(puppets.CONTINUOUS)}; got {dials}")
-    q = puppets.sample_factors(16, seed=34, stranger=0)[1:2]
+    q = healthy()
     E = torch.eye(q.shape[1])[[puppets.FACTORS.index(name) for name in dials]]
     G = metric.gram(felt(q, t), E).double()
     M = torch.linalg.cholesky(G).T
@@ -152,7 +144,7 @@ def ellipse(
                             eased(parts[2]) * longest, np.full(parts[3], longest)])  # fmt: skip
     grow = np.concatenate([np.zeros(sum(parts[:2])), eased(parts[2]), np.ones(parts[3])])
     path = np.eye(2) + grow[:, None, None] * (M.numpy() - np.eye(2))
-    mixes = torch.tensor(np.stack([np.cos(AROUND), np.sin(AROUND)], 1)[:-1], dtype=torch.float32)
+    mixes = torch.tensor(CIRCLE.T[:-1], dtype=torch.float32)
     arrays = {
         "G": G.numpy(), "M": M.numpy(), "U": U.numpy(), "S": S.numpy(), "V": V.numpy(),
         "angle": angle, "path": path, "dials": np.array(dials),

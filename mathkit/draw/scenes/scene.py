@@ -27,7 +27,6 @@ from mathkit.draw.film import pair
 
 HEIGHT = 7.2
 TITLE, TEXT = 25, 18  # points; at 100 dpi 35 and 25 pixels
-FPS = 30
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
+from matplotlib.colors import to_rgb
 from torch import Tensor
 
 from mathkit import data, scores
-from mathkit.draw.scenes.plane import CIRCLE, felt
+from mathkit.draw.scenes.plane import CIRCLE, felt, healthy
 from mathkit.draw.scenes.scene import Scene, Stage, colours, eased, held, split
 from mathkit.linear import metric
 from mathkit.linear.jacobian import jacobian
@@ -53,7 +54,7 @@ def _draw_count(scene: Scene, stage: Stage) -> Callable[[int], None]:
     place = np.arange(len(scene["ill"]))
     across = 50
     dots = ax.scatter(place % across, -(place // across), s=38, marker="s", lw=0)
-    ink = np.array([_rgb(stage.grey), _rgb(stage.accent)])[scene["ill"].astype(int)]
+    ink = np.array([to_rgb(stage.grey), to_rgb(stage.accent)])[scene["ill"].astype(int)]
     chart = stage.chart(7.9, 1.5, stage.width - 8.6, 4.2, xlim=(10, len(place)), ylim=(0, 0.55),
                         xscale="log", yticks=[0, 0.15, 0.3, 0.45])  # fmt: skip
     chart.set_xticks([10, 100, 1000], ["10", "100", "1,000"])
@@ -73,10 +74,6 @@ def _draw_count(scene: Scene, stage: Stage) -> Callable[[int], None]:
         band.set_verts([np.stack([np.concatenate([done, done[::-1]]), edge], 1)])
 
     return show
-
-
-def _rgb(colour: str) -> tuple[float, ...]:
-    return tuple(int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
 
 
 BIG, SMALL = 1.6, 0.75  # radii of the ring
@@ -111,10 +108,9 @@ def pushed_curve(n: int = 240) -> Scene:
         return torch.stack([a, 0.95 + 0.75 * torch.cos(2 * math.pi * s + 0.6)], -1)
 
     curve = gamma(s)
-    velocity = jacobian(lambda x: gamma(x[:, 0]), s[:1, None])  # shape (1) -> (2), at one point
     speeds, images = [], []
     for one in s:
-        velocity = jacobian(lambda x: gamma(x[:, 0]), one[None, None])
+        velocity = jacobian(lambda x: gamma(x[:, 0]), one[None, None])  # shape (1) -> (2)
         v = velocity.push(torch.ones(1, 1, dtype=torch.float64)) / (2 * math.pi)
         speeds.append(v)
         images.append(jacobian(ring, gamma(one[None])).push(v))
@@ -184,7 +180,7 @@ def push_and_pull(n: int = 240) -> Scene:
     True
     """
     dials = [puppets.FACTORS.index(name) for name in ("mouth_open", "light")]
-    q = puppets.sample_factors(16, seed=34, stranger=0)[1:2]
+    q = healthy()
     E, A = torch.eye(q.shape[1])[dials], jacobian(puppets.render, q)
     u = torch.zeros(1, 3, 64, 64)
     u[..., 40:52, 20:44] = 40 / (3 * 12 * 24)
