@@ -388,8 +388,12 @@ print([(Image.open(io.BytesIO(d)).mode, Image.open(io.BytesIO(d)).width) for d i
 """
 
 
-def test_a_notebook_stores_figures_as_png_makes_them(tmp_path):
+@pytest.mark.parametrize("scale, env, width", [("", "", 960), ("scale=2", "", 1920),
+                                               ("", "2", 1920)])  # fmt: skip
+def test_a_notebook_stores_figures_as_png_makes_them(tmp_path, scale, env, width):
+    """Larger by `draw.use(scale=)`, and by what a deck for a projector is run with."""
     env = os.environ | {"MPLBACKEND": "module://matplotlib_inline.backend_inline",
-                        "IPYTHONDIR": str(tmp_path)}  # fmt: skip
-    done = subprocess.run([sys.executable, "-c", NOTEBOOK], env=env, capture_output=True, text=True)
-    assert done.stdout == "[('P', 960)]\n", done.stdout + done.stderr
+                        "IPYTHONDIR": str(tmp_path), "MATHKIT_SCALE": env}  # fmt: skip
+    code = NOTEBOOK.replace("draw.use()", f"draw.use({scale})")
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.stdout == f"[('P', {width})]\n", done.stdout + done.stderr

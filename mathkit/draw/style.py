@@ -13,7 +13,7 @@ import os
 import sys
 import textwrap
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, ParamSpec, TypeVar
 
 import matplotlib as mpl
@@ -134,13 +134,10 @@ def use(dark: bool = False, transparent: bool = False, scale: float = 1.0) -> No
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if shell is not None and "inline" in mpl.get_backend().lower():
         plt.switch_backend(mpl.get_backend())  # loads the inline backend, which sets its own format
-        shell.display_formatter.formatters["image/png"].for_type(Figure, _stored)
-
-
-def _stored(fig: Figure) -> bytes:
-    # A deck for a projector is run with MATHKIT_SCALE=2: twice the pixels each way.
-    scale = float(os.environ.get("MATHKIT_SCALE") or 1)
-    return png(fig, round(60_000 * scale**2), round(160 * scale))
+        # A deck for a projector is run with MATHKIT_SCALE=2: twice the pixels each way.
+        more = scale * float(os.environ.get("MATHKIT_SCALE") or 1)
+        stored = partial(png, limit=round(60_000 * more**2), dpi=round(160 * more))
+        shell.display_formatter.formatters["image/png"].for_type(Figure, stored)
 
 
 def png(fig: Figure | Axes, limit: int = 60_000, dpi: int = 160) -> bytes:
