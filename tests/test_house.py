@@ -395,6 +395,19 @@ def test_files_are_small_enough_to_clone():
     assert {p: s for p, s in sizes.items() if p.startswith("data/results/") and s > 300e3} == {}
 
 
+def unsaid(source):
+    """Lines that call torch.allclose with its own tolerance, 1e-8 beside a zero: under rounding."""
+    calls = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Call)]
+    calls = [n for n in calls if ast.unparse(n.func) == "torch.allclose"]
+    return [n.lineno for n in calls if not {"atol", "rtol"} & {k.arg for k in n.keywords}]
+
+
+def test_no_test_rests_on_the_last_bits_beside_a_zero():
+    found = {p.name: unsaid(text_of(p)) for p in tracked() if p.match("tests/*.py")}
+    assert {name: lines for name, lines in found.items() if lines} == {}
+    assert unsaid("torch.allclose(a, b, atol=1)\ntorch.allclose(a,\n  b)") == [2]
+
+
 @pytest.mark.notebook
 def test_the_readme_example_runs():
     (code,) = re.findall(r"```python\n(.*?)```", README, re.S)

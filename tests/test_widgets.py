@@ -228,9 +228,9 @@ def test_two_rotations_and_a_stretch_make_the_matrix(rows):
     assert torch.allclose(stages[-1], M, atol=1e-3 * float(M.norm() + 1e-9))
     assert torch.allclose(stages[5] @ V.T, torch.eye(2).double(), atol=1e-6)  # V: v_i to axis i
     for A in (stages[3], stages[5]):
-        assert torch.allclose(A @ A.T, torch.eye(2).double()) and torch.linalg.det(A) > 0
+        assert torch.allclose(A @ A.T, torch.eye(2).double(), atol=1e-6) and torch.linalg.det(A) > 0
     turned = stages[13] @ torch.linalg.inv(stages[10]) if torch.linalg.det(M) else torch.eye(2)
-    assert torch.allclose(turned @ turned.T, torch.eye(2).to(turned))
+    assert torch.allclose(turned @ turned.T, torch.eye(2).to(turned), atol=1e-6)
 
 
 def test_the_three_acts_are_a_flipbook():
