@@ -199,6 +199,7 @@ def test_the_front_page_counts_and_leaves_out_what_is_not_there():
     assert page == "* A.\n3.5 hours, 110 minutes, 60 minutes.\n"
 
 
+@pytest.mark.long
 def test_each_picture_gets_its_own_words(tmp_path):
     """Two pictures and a flip book from one cell; words with quotes and backslashes stay words."""
     pixel = base64.b64encode(widgets.frame(torch.zeros(3, 2, 2))).decode()
