@@ -9,9 +9,9 @@ const REST = 250; // ms without a move of the slider before the sample's own ste
 const NINE = [-1, -0.75, -0.5, -0.25, 0, 0.25, 0.5, 0.75, 1];
 const SIMD = Uint8Array.of(0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 10, 1, 8, 0, 65, 0, 253, 15, 253, 98, 11);
 const MAPS = {
-  h: "x_t to h, the 8192 numbers of her bottleneck: what changes her idea of the picture most.",
-  pooled: "x_t to the 128 channels of h, each summed over all places: what changes most, wherever it is.",
-  mean: "x_t to her posterior mean, the picture she expects under the snow: what changes that picture most.",
+  h: "From x to h, the 8192 numbers of her bottleneck: what changes her idea of the picture most?",
+  pooled: "From x to the 128 channels of h, each summed over all places: what changes most, wherever it is?",
+  mean: "From x to the picture she expects under the snow: what changes that picture most?",
 };
 const CARE = {
   search: "what moves the rest of the picture most?",
@@ -123,7 +123,7 @@ async function show(name, image, words) {
   if (read.state !== "done") return null;
   const p = read.factors[STRANGER], there = p > 0.5;
   const reading = $(`${name}-reading`);
-  reading.textContent = `P(Stranger) ${short(p)}${there ? ", he is there" : ""}`;
+  reading.textContent = `P(Stranger) ${short(p)}`;
   reading.dataset.there = there ? "yes" : "no";
   $(name).setAttribute("aria-label", `${words}. P(Stranger) ${short(p)}.`);
   return read.factors;
@@ -235,7 +235,7 @@ function offer(V, S = [], residuals = []) {
   while (tiles.length < V.length) box.append(tile(tiles.length + 1));
   V.forEach((v, i) => {
     paintSigned(tiles[i].querySelector("canvas"), v);
-    tiles[i].querySelector("small").textContent = `s = ${S[i].toFixed(2)} \u00b1 ${short(residuals[i])}`;
+    tiles[i].querySelector("small").textContent = `s = ${S[i].toFixed(2)}\n\u00b1 ${short(residuals[i])}`;
   });
   const other = $("other"), kept = other.value;
   other.length = 1;
