@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +11,8 @@ import torch
 from test_book import browsing
 from torch import Tensor
 
-from book.paths import BOOK
+import mathkit as mk
+from book.paths import BOOK, ROOT
 
 FOLDER = BOOK / "laboratory"
 ENGINE = ("memory", "layers", "weights", "alice", "reader")
@@ -39,6 +41,24 @@ function toPython(value) {
   return { kind, base64: btoa(text) };
 }
 """
+WORKER = """
+function startWorker(source, parts) {
+  const worker = new Worker(URL.createObjectURL(new Blob([source], { type: "text/javascript" })));
+  const heard = new Map(), ended = new Map();
+  let asked = 0;
+  worker.onmessage = ({ data }) => {
+    heard.get(data.id).push(data);
+    if (data.state !== "running") ended.get(data.id)(heard.get(data.id));
+  };
+  globalThis.ask = (op, job) => {
+    const id = asked++;
+    heard.set(id, []);
+    worker.postMessage({ id, op, ...job });
+    return new Promise(done => ended.set(id, done));
+  };
+  return ask("wake", { parts });
+}
+"""
 KINDS = {
     "Float32Array": np.float32,
     "Float64Array": np.float64,
@@ -51,6 +71,18 @@ def source() -> str:
     """What the worker is made of, as far as it is there."""
     paths = [FOLDER / f"{name}.js" for name in (*ENGINE, *MATHEMATICS)]
     return "\n".join(path.read_text("utf-8") for path in paths if path.exists())
+
+
+def parts() -> dict[str, Any]:
+    """What ALICE is woken from."""
+    data = ROOT / "data"
+    return {
+        "kernel": (FOLDER / "kernel.wasm").read_bytes(),
+        "weights": (data / "alice/unet/diffusion_pytorch_model.safetensors").read_bytes(),
+        "reader": (data / "reader.safetensors").read_bytes(),
+        "average": mk.puppets.average_puppet(),
+        "clip": json.loads((data / "amendment.json").read_text())["rows"][0]["clip"],
+    }
 
 
 class Page:
@@ -71,6 +103,17 @@ class Page:
             f"return toPython(await (async () => {{ {body} }})()); }}"
         )
         return back(self.tab.evaluate(script, {name: there(one) for name, one in given.items()}))
+
+    def wake(self) -> None:
+        """ALICE awake as `alice` in the page itself, and in a worker that `ask` speaks to."""
+        self("globalThis.alice = await wake(parts); return null", parts=parts())
+        (said,) = self("startWorker(source, parts)", source=source(), parts=parts())
+        if said["state"] != "done":
+            raise OSError(said["problem"])
+
+    def ask(self, op: str, **job: Any) -> list[dict[str, Any]]:
+        """All that the worker says to one message, the outcome last."""
+        return list(self("ask(op, job)", op=op, job=job))
 
 
 def there(value: Any) -> Any:
@@ -110,5 +153,5 @@ def laboratory(folder: Any) -> Iterator[Page]:
         tab = context.new_page()
         tab.goto(blank.as_uri())
         tab.add_script_tag(content=source())
-        tab.add_script_tag(content=BRIDGE)
+        tab.add_script_tag(content=BRIDGE + WORKER)
         yield Page(tab)

@@ -6,6 +6,7 @@ import torch
 from laboratory import laboratory
 
 import mathkit as mk
+from mathkit.chapters import treatment
 from mathkit.diffusion.sampling import start
 
 pytestmark = pytest.mark.browser
@@ -142,3 +143,69 @@ def test_the_search_finds_what_the_dense_svd_has(page, name):
     M, k = LISTED[name]
     for seed in range(10):
         check(M, found(page, M, k, seed=seed))
+
+
+# --- with ALICE ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def awake(page):
+    page.wake()
+    return page
+
+
+def drawn(page, seed):
+    """What the worker draws: x_0 and x_t by t, with the batch axis."""
+    done = page.ask("draw", seed=seed)[-1]
+    assert done["state"] == "done", done
+    shaped = {one["t"]: one["x"].reshape(1, 3, 64, 64) for one in done["path"]}
+    return done["image"].reshape(1, 3, 64, 64), shaped
+
+
+def near(a, b, atol=1e-5):
+    torch.testing.assert_close(a.reshape(b.shape), b, atol=atol, rtol=0)
+
+
+def drags_agree(page, alice, path, t, v):
+    for calls, times in (
+        (4, None),
+        (12, mk.timesteps(alice, t, 12)),
+        ("all", treatment.grid(alice, t)),
+    ):
+        if times is None:
+            times = page("hurried(t)", t=t)
+        ours = page.ask("drag", x=path[t], t=t, v=v, strength=0.3, calls=calls)[-1]["image"]
+        moved = mk.move(alice, path[t], t, v, 0.3, 1)[-1]
+        near(ours, mk.denoise(alice, moved, t, times=times))
+
+
+def maps(alice, t):
+    return {
+        "h": mk.encoder(alice, t),
+        "pooled": mk.encoder(alice, t, pool="sum"),
+        "mean": mk.posterior_mean(alice, t),
+    }
+
+
+def agrees(page, alice, seed, times, tol=3e-4):
+    image, path = drawn(page, seed)
+    near(image, mk.sample(alice, index=[0], seed=seed))
+    for t in times:
+        near(path[t], treatment.trajectory(alice, seed, [0], t))
+        for name, f in maps(alice, t).items():
+            ours = page.ask("directions", x=path[t], t=t, map=name, k=3, tol=tol)[-1]
+            theirs = mk.svd(mk.jacobian(f, path[t]), 3, tol=tol)
+            assert ours["problem"] == ""
+            S = torch.tensor(ours["S"])
+            torch.testing.assert_close(S, theirs.S, rtol=1e-5, atol=0)
+        drags_agree(page, alice, path, t, torch.stack(ours["V"])[0].reshape(3, 64, 64))
+
+
+def test_a_sample_its_directions_and_drags_are_mathkits(awake, alice):
+    agrees(awake, alice, 1, [500])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(10))
+def test_samples_directions_and_drags_are_mathkits(awake, alice, seed):
+    agrees(awake, alice, seed, [750, 500, 250])

@@ -44,11 +44,11 @@ function ddimStep(x, v, t, then) {
   return {clean, next: x.map((xi, i) => s2 * (s * xi - n * v[i]) + n2 * (n * xi + s * v[i]))};
 }
 
-// DDIM from x at times[0] to x_0. `each(t, clean, x)` is awaited after each network call: x has
-// reached t, -1 at the end.
-async function walk(alice, x, times, each = async () => {}) {
+// DDIM from x at times[0] over the times to `end`, by default to x_0. `each(t, clean, x)` is awaited
+// after each network call: x has reached t, and `clean` is what she saw under it.
+async function walk(alice, x, times, each = async () => {}, end = -1) {
   for (let i = 0; i < times.length; i++) {
-    const then = times[i + 1] ?? -1;
+    const then = times[i + 1] ?? end;
     const {clean, next} = ddimStep(x, alice.predict(x, times[i]), times[i], then);
     x = next;
     await each(then, clean, x);
@@ -78,7 +78,7 @@ function add(y, c, a) {
 // x moved along v with its length kept, |moved - x| = |strength| |x|: `mk.move`.
 function move(x, v, strength) {
   if (!(Math.abs(strength) <= 2)) throw new Error(`strength is from -2 to 2, got ${strength}`);
-  const size = norm(x), across = Float64Array.from(v);
+  const size = norm(x), across = new Float64Array(v);
   add(across, -dot(v, x) / size ** 2, x);
   const length = norm(across);
   if (!(length > 1e-3 * norm(v))) {
@@ -88,3 +88,19 @@ function move(x, v, strength) {
   const along = Math.cos(angle), aside = (Math.sin(angle) * size) / length;
   return x.map((xi, i) => along * xi + aside * across[i]);
 }
+
+// The times of a sample of 25 steps from t down: those of `mk.sample`.
+function grid(t) {
+  const times = timesteps(ALPHAS.length - 1, 25);
+  if (!times.includes(t)) throw new Error(`t is one of the sampling times ${times}, got ${t}`);
+  return times.slice(times.indexOf(t));
+}
+
+// Four times from t down that lead nearer to the sample's own end than four even ones.
+function hurried(t) {
+  const SHARES = [1, 0.666, 0.332, 0.084];
+  return [...new Set(SHARES.map(share => rounded(share * t)))];
+}
+
+// A picture within the range of colours.
+const clipped = image => image.map(value => Math.min(1, Math.max(-1, value)));

@@ -73,7 +73,7 @@ function mersenneTwister(seed) {
 function normal(next, size) {
   const BLOCK = 16, HALF = BLOCK / 2;
   const uniform = () => (next() & 0xffffff) / 2 ** 24;
-  const x = Float32Array.from({length: size}, uniform);
+  const x = new Float32Array(size).map(uniform);
   const paired = start => {
     for (let i = start; i < start + HALF; i++) {
       const radius = Math.sqrt(-2 * Math.log(1 - x[i])), angle = 2 * Math.PI * x[i + HALF];

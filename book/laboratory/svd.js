@@ -85,8 +85,11 @@ class Krylov {
 
   // P, S, Q of H = P S Q^T, as far as the first `count` rows go.
   ritz(count = this.size) {
-    const H = this.H.slice(0, count);
-    return smallSVD(H.map(h => Float64Array.from({length: count}, (_, i) => h[i] ?? 0)));
+    if (this.last?.S.length !== count) {
+      const H = this.H.slice(0, count);
+      this.last = smallSVD(H.map(h => Float64Array.from({length: count}, (_, i) => h[i] ?? 0)));
+    }
+    return this.last;
   }
 
   // The top triplets: s; u = sum_j p_j u_j; v = sum_j q_j v_j; and how far A^T u is from s v:
@@ -105,7 +108,7 @@ class Krylov {
 // y = sum_i parts_i rows_i + rest, the rest at right angles to them: subtracted twice, against
 // rounding.
 function split(y, rows) {
-  const rest = Float64Array.from(y), parts = rows.map(() => 0);
+  const rest = new Float64Array(y), parts = rows.map(() => 0);
   for (let round = 0; round < 2; round++) {
     rows.forEach((row, i) => {
       const part = dot(row, rest);
@@ -118,7 +121,7 @@ function split(y, rows) {
 
 function unit(y) {
   const length = norm(y);
-  return Float32Array.from(y, value => value / length);
+  return new Float32Array(y.map(value => value / length));
 }
 
 function finite(y) {
@@ -133,7 +136,7 @@ function finite(y) {
 // ends the search. Gives U and V (lists of k rows), S, residuals, steps, and as `problem` the
 // sentence that says what was left undone, or "".
 // Source: Golub & Kahan 1965; Golub, Luk & Overton 1981 for several starts.
-async function svd(map, k, { tol = 1e-3, seed = 0, seen = async () => {} } = {}) {
+async function svd(map, k, {tol = 1e-3, seed = 0, seen = null} = {}) {
   const {n, m} = map, smaller = Math.min(n, m);
   if (!(Number.isInteger(k) && k >= 1 && k <= smaller)) {
     throw new Error(`k counts directions: 1 to ${smaller} here, got ${k}`);
@@ -142,20 +145,19 @@ async function svd(map, k, { tol = 1e-3, seed = 0, seen = async () => {} } = {})
   const transposed = {n: m, m: n, push: map.pull, pull: map.push};
   const space = new Krylov(n > m ? transposed : map, seed);
   const now = () => found(space, k, n > m);
-  const problem = await search(space, k, tol, () => seen(now()));
+  const problem = await search(space, k, tol, async () => seen?.(now()));
   const result = now(), worst = Math.max(...result.residuals) / (result.S[0] || 1);
   return {...result, problem: problem || faulty(worst, tol, Math.max(n, m))};
 }
 
-// The top k as they are now, with the sign that makes the largest number of v positive.
+// The top k as they are now, with the sign that makes the largest number of each v positive.
 function found(space, k, transposed) {
-  const top = space.triplets(k), signs = [];
-  const rows = (weights, basis) => weights.map(w => combined(w, basis));
-  const U = rows(top.map(({p}) => p), space.U), V = rows(top.map(({q}) => q), space.V);
+  const top = space.triplets(k);
+  const U = top.map(({p}) => combined(p, space.U)), V = top.map(({q}) => combined(q, space.V));
   const [left, right] = transposed ? [V, U] : [U, V];
-  for (const v of right) signs.push(v.reduce((a, b) => (Math.abs(b) > Math.abs(a) ? b : a)) < 0 ? -1 : 1);
-  const signed = list => list.map((row, i) => row.map(value => signs[i] * value));
-  const floor = 4 * Math.sqrt(Math.max(space.map.n, space.map.m)) * EPSILON * (top[0]?.s ?? 0);
+  const signs = right.map(v => Math.sign(v.reduce((a, b) => (Math.abs(b) > Math.abs(a) ? b : a))));
+  const signed = rows => rows.map((row, i) => row.map(value => signs[i] * value));
+  const floor = 4 * Math.sqrt(Math.max(space.map.n, space.map.m)) * EPSILON * top[0].s;
   return {
     U: signed(left), S: top.map(({s}) => (s > floor ? s : 0)), V: signed(right),
     residuals: top.map(({all}) => all), steps: space.size,
@@ -165,7 +167,7 @@ function found(space, k, transposed) {
 function combined(weights, rows) {
   const sum = new Float64Array(rows[0].length);
   weights.forEach((weight, i) => add(sum, weight, rows[i]));
-  return Float32Array.from(sum);
+  return new Float32Array(sum);
 }
 
 function faulty(worst, tol, size) {
