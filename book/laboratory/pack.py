@@ -114,17 +114,16 @@ def alice() -> str:
         "reader": packed(weights(READER), halves=True),
         "average": packed(average()),
     }
-    whole = {**settings(), "worker": worker()}
-    told = [f"{json.dumps(key)}: {literal(value)}" for key, value in whole.items()]
-    told += [f"{key}: {literal(part)}" for key, part in parts.items()]
+    told = [f"{key}: {literal(value)}" for key, value in settings().items()]
+    told += [f"worker: {literal(worker())}"]
+    for key, part in parts.items():
+        rest = {name: value for name, value in part.items() if name != "text"}
+        told.append(f'{key}: {{...{literal(rest)}, text: "{part["text"]}"}}')
     return "const ALICE = {" + ",\n".join(told) + "};\n"
 
 
 def literal(value: Any) -> str:
-    """A value as JavaScript, safe inside a page; text of `digits` as it is."""
-    if isinstance(value, dict) and "text" in value:
-        rest = json.dumps({key: one for key, one in value.items() if key != "text"})
-        return f'{rest[:-1]}, "text": "{value["text"]}"}}'
+    """A value as JavaScript that may stand in a page."""
     return json.dumps(value).replace("<", "\\u003c")
 
 

@@ -4,10 +4,14 @@
 // worker's source, the settings) comes from alice.js, the elements from page.html.
 
 const SIDE = 64, PLACES = SIDE * SIDE, STRANGER = 10, SAMPLE = 25;
-const PRESET = { seed: 1, t: 500, map: "h", k: 3, direction: 1, strength: 0, find: 0 };
+const PRESET = {seed: 1, t: 500, map: "h", k: 3, direction: 1, strength: 0, find: 0};
 const REST = 250; // ms without a move of the slider before the sample's own steps are taken
 const NINE = [-1, -0.75, -0.5, -0.25, 0, 0.25, 0.5, 0.75, 1];
-const SIMD = Uint8Array.of(0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 10, 1, 8, 0, 65, 0, 253, 15, 253, 98, 11);
+const SIMD = Uint8Array.of( // a program of one instruction on four numbers at once
+  0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 10, 1, 8, 0, 65, 0, 253, 15, 253, 98, 11,
+);
+const TOO_OLD = "ALICE cannot live in this browser: it lacks WebAssembly with SIMD, workers or " +
+  "DecompressionStream. Chrome and Edge have them from 2021 on, Firefox from 2023, Safari from 16.4.";
 const MAPS = {
   h: "From x to h, the 8192 numbers of her bottleneck: what changes her idea of the picture most?",
   pooled: "From x to the 128 channels of h, each summed over all places: what changes most, wherever it is?",
@@ -27,26 +31,26 @@ const clinic = {}; // the patient on the couch: seed, image, path, found, random
 let worker = null, asked = 0;
 const waiting = new Map();
 
-/** Sends a job; gives its last message. `seen` hears of each message before that. */
+// Sends a job; gives its last message. `seen` hears of each message before that.
 function ask(op, job = {}, seen = () => {}) {
   return new Promise((done) => {
     asked += 1;
-    waiting.set(asked, { done, seen });
-    worker.postMessage({ id: asked, op, ...job });
+    waiting.set(asked, {done, seen});
+    worker.postMessage({id: asked, op, ...job});
   });
 }
 
-function heard({ data }) {
-  const { done, seen } = waiting.get(data.id);
+function heard({data}) {
+  const {done, seen} = waiting.get(data.id);
   if (data.state === "running") return seen(data);
   waiting.delete(data.id);
-  if (data.state === "failed") alarm(`${data.op}: ${data.text}`);
+  if (data.state === "failed") alarm(`${data.op}: ${data.problem}`);
   return done(data);
 }
 
-/** Bytes from the text of alice.js: seven bits a character, gzip within, and within that perhaps
- * the first bytes of all numbers before the second ones. */
-async function unpacked({ text, size, halves }) {
+// Bytes from the text of alice.js: seven bits a character, gzip within, and within that perhaps
+// the first bytes of all numbers before the second ones.
+async function unpacked({text, size, halves}) {
   const small = new Uint8Array(size);
   for (let i = 0, at = 0, held = 0, bits = 0; at < size; i++) {
     held = ((held << 7) | (text.charCodeAt(i) & 127)) & 0xffff;
@@ -65,19 +69,22 @@ async function unpacked({ text, size, halves }) {
 }
 
 async function wakeAlice() {
-  worker = new Worker(URL.createObjectURL(new Blob([ALICE.worker], { type: "text/javascript" })));
+  worker = new Worker(URL.createObjectURL(new Blob([ALICE.worker], {type: "text/javascript"})));
   worker.onmessage = heard;
   worker.onerror = (event) => alarm(`the worker stopped: ${event.message}`);
   const names = ["kernel", "weights", "reader", "average"];
   const bytes = await Promise.all(names.map((name) => unpacked(ALICE[name])));
   const parts = Object.fromEntries(names.map((name, i) => [name, bytes[i]]));
+  parts.average = new Float32Array(parts.average.buffer);
+  parts.clip = ALICE.treatment.clip;
   for (const name of names) ALICE[name] = null;
-  return ask("wake", { parts });
+  return ask("wake", {parts});
 }
 
 // ---- what is seen
 
 function alarm(text) {
+  say("");
   $("alarm").textContent = text;
   $("alarm").hidden = false;
 }
@@ -91,7 +98,7 @@ function progress(share, text) {
   $("step").textContent = text;
 }
 
-/** An image (3, 64, 64) in [-1, 1] on a canvas. */
+// An image (3, 64, 64) in [-1, 1] on a canvas.
 function paint(canvas, image) {
   const pixels = new ImageData(SIDE, SIDE);
   for (let i = 0; i < PLACES; i++) {
@@ -101,10 +108,10 @@ function paint(canvas, image) {
   canvas.getContext("2d").putImageData(pixels, 0, 0);
 }
 
-/** A direction, its mean over the colours in shades for signed numbers, full at its largest. */
+// A direction, its mean over the colours in shades for signed numbers, full at its largest.
 function paintSigned(canvas, v) {
   const pixels = new ImageData(SIDE, SIDE), last = ALICE.shades.length - 1;
-  const grey = Float32Array.from({ length: PLACES }, (_, i) => (v[i] + v[PLACES + i] + v[2 * PLACES + i]) / 3);
+  const grey = Float32Array.from({length: PLACES}, (_, i) => (v[i] + v[PLACES + i] + v[2 * PLACES + i]) / 3);
   const most = grey.reduce((a, b) => Math.max(a, Math.abs(b)), 1e-12);
   for (let i = 0; i < PLACES; i++) {
     const shade = parseInt(ALICE.shades[Math.round(((grey[i] / most + 1) / 2) * last)].slice(1), 16);
@@ -115,21 +122,27 @@ function paintSigned(canvas, v) {
 
 const short = (number, digits = 2) => number.toFixed(digits).replace(/^(-?)0\./, "$1.").replace("-", "\u2212");
 
-/** The picture in the named frame: painted, described, and read. */
+let reading = Promise.resolve();
+const shown = {}; // the image in each frame
+
+// The picture in the named frame: painted, described, and read, one after another.
 async function show(name, image, words) {
+  shown[name] = image;
   paint($(name), image);
   $(name).setAttribute("aria-label", words);
-  const read = await ask("read", { image });
-  if (read.state !== "done") return null;
+  reading = reading.then(() => ask("read", {image}));
+  const read = await reading;
+  if (read.state !== "done" || shown[name] !== image) return null;
   const p = read.factors[STRANGER], there = p > 0.5;
-  const reading = $(`${name}-reading`);
-  reading.textContent = `P(Stranger) ${short(p)}`;
-  reading.dataset.there = there ? "yes" : "no";
+  const line = $(`${name}-reading`);
+  line.textContent = `P(Stranger) ${short(p)}`;
+  line.dataset.there = there ? "yes" : "no";
   $(name).setAttribute("aria-label", `${words}. P(Stranger) ${short(p)}.`);
   return read.factors;
 }
 
 function clear(name) {
+  delete shown[name];
   $(name).getContext("2d").clearRect(0, 0, SIDE, SIDE);
   $(name).setAttribute("aria-label", "No picture yet");
   $(`${name}-reading`).textContent = "\u00a0";
@@ -152,16 +165,17 @@ function goodSeed() {
 
 async function draw() {
   if (!goodSeed()) return false;
+  $("alarm").hidden = true;
   forget();
   const seed = seedNow(), began = performance.now();
   $("same").textContent = seed;
   say(`She dreams puppet ${seed} \u2026`);
-  const job = await ask("draw", { seed, index: 0 }, ({ t, clean, step, steps }) => {
+  const job = await ask("draw", {seed, index: 0}, ({t, clean, step, steps}) => {
     paint($("dreamt"), clean);
     progress(step / steps, `t = ${t}`);
   });
   if (job.state !== "done") return false;
-  Object.assign(clinic, { seed, image: job.image, path: job.path });
+  Object.assign(clinic, {seed, image: job.image, path: job.path});
   await newControl();
   const factors = await show("dreamt", job.image, `Puppet of seed ${seed}`);
   for (const name of ["dragged", "beside"]) await show(name, job.image, `Puppet of seed ${seed}, untouched`);
@@ -177,15 +191,16 @@ async function draw() {
 
 const seconds = (began) => `${((performance.now() - began) / 1000).toFixed(1)} s`;
 
-/** Away with what belonged to the last patient. */
+// Away with what belonged to the last patient, and with what is still at work for her.
 function forget() {
+  for (const what of ["draw", "directions", "drag", "strip", "treat"]) ask("stop", {what});
   for (const name of ["image", "path"]) delete clinic[name];
   enable(false, "find", "next", "give");
   unfound();
   for (const name of ["dragged", "beside", "cured"]) clear(name);
 }
 
-/** Away with the directions and what was made of them. */
+// Away with the directions and what was made of them.
 function unfound() {
   delete clinic.found;
   wanted += 1;
@@ -195,10 +210,10 @@ function unfound() {
   strengthen(0);
 }
 
-/** A random direction of length 1, another with each call. */
+// A random direction of length 1, another with each call.
 async function newControl() {
   clinic.drawn = (clinic.drawn ?? 0) + 1;
-  const { v } = await ask("random", { seed: clinic.drawn });
+  const {v} = await ask("random", {seed: clinic.drawn});
   clinic.random = v;
 }
 
@@ -209,16 +224,16 @@ const timeNow = () => Number($("t").value);
 async function find() {
   if (!clinic.path) return false;
   const t = timeNow(), map = $("map").value, k = Number($("k").value), began = performance.now();
-  const { x } = clinic.path.find((one) => one.t === t);
+  const {x} = clinic.path.find((one) => one.t === t);
   unfound();
   say("Searching by push and pull \u2026");
-  const job = await ask("directions", { x, t, map, k, tol: 1e-3 }, ({ steps, S, residuals, V }) => {
+  const job = await ask("directions", {x, t, map, k, tol: 1e-3}, ({steps, S, residuals, V}) => {
     offer(V, S, residuals);
     const left = Math.max(...residuals) / (S[0] || 1);
     progress(Math.min(1, Math.log(left) / Math.log(1e-3)), `${steps} pushes, ${steps} pulls`);
   });
   if (job.state !== "done") return false;
-  clinic.found = { ...job, x, t, map };
+  clinic.found = {...job, x, t, map};
   offer(job.V, job.S, job.residuals);
   if (job.problem) alarm(job.problem);
   progress(1, `${job.steps} pushes and as many pulls, ${seconds(began)}`);
@@ -228,7 +243,7 @@ async function find() {
   return true;
 }
 
-/** The found directions as choices; the frames stay, so that nothing jumps while they sharpen. */
+// The found directions as choices; the frames stay, so that nothing jumps while they sharpen.
 function offer(V, S = [], residuals = []) {
   const box = $("directions"), tiles = box.getElementsByTagName("label");
   while (tiles.length > V.length) tiles[tiles.length - 1].remove();
@@ -262,19 +277,18 @@ function strengthen(value) {
 
 const strengthNow = () => Number($("strength").value);
 
-/** The two directions that are dragged: frame, direction, and what it is called. */
+// The two directions that are dragged: frame, direction, and what it is called.
 function frames() {
-  const { found, random } = clinic, number = Math.min(chosen(), found.V.length), other = $("other").value;
-  return [
-    ["dragged", found.V[number - 1], `direction ${number}`],
-    ["beside", other === "random" ? random : found.V[other - 1], other === "random" ? "a random direction" : `direction ${other}`],
-  ];
+  const {V} = clinic.found, other = $("other").value, number = Math.min(chosen(), V.length);
+  const along = (one) => [V[one - 1], `direction ${one}`];
+  const beside = other === "random" ? [clinic.random, "a random direction"] : along(other);
+  return [["dragged", ...along(number)], ["beside", ...beside]];
 }
 
 let wanted = 0, previewing = false;
 
-/** Follows the slider: a preview of 4 network calls at once, and the sample's own at rest. A preview is
- * finished before the next begins, else a moving slider would show nothing. */
+// Follows the slider: a preview of 4 network calls at once, and the sample's own at rest. A preview is
+// finished before the next begins, else a moving slider would show nothing.
 async function drag() {
   wanted += 1;
   if (!clinic.found || previewing) return;
@@ -289,23 +303,24 @@ async function drag() {
   if (mine !== wanted || !clinic.found || strengthNow() === 0) return;
   const began = performance.now();
   if (!(await drawn("all", mine))) return;
-  progress(1, `${clinic.found.t ? callsFrom(clinic.found.t) : 0} network calls a picture, ${seconds(began)}`);
+  progress(1, `${callsFrom(clinic.found.t)} network calls a picture, ${seconds(began)}`);
   remember();
 }
 
 const callsFrom = (t) => ALICE.times.filter((time) => time <= t).length;
 
-/** Both dragged pictures, made with so many network calls; false where something newer is asked. */
+// Both dragged pictures, made with so many network calls; false where something newer is asked.
 async function drawn(calls, mine) {
-  const strength = strengthNow(), { x, t } = clinic.found;
+  const strength = strengthNow(), {x, t} = clinic.found;
   for (const [name, v, words] of frames()) {
     const still = strength === 0;
-    const job = still ? { state: "done", image: clinic.image } : await ask("drag", { x, t, v, strength, calls });
+    const job = still ? {state: "done", image: clinic.image} : await ask("drag", {x, t, v, strength, calls});
     if (job.state !== "done" || !clinic.found || (calls === "all" && mine !== wanted)) return false;
     if (name === "dragged") $("dragged-name").textContent = still ? "Dragged" : `Along ${words}`;
     await show(name, job.image, `Puppet of seed ${clinic.seed}, dragged along ${words} by ${short(strength)}`);
   }
-  if (calls === "all") say(`Dragged by ${short(strength)}: ${$("dragged-reading").textContent}; beside it ${$("beside-reading").textContent}.`);
+  const [there, beside] = ["dragged", "beside"].map((name) => $(`${name}-reading`).textContent);
+  if (calls === "all") say(`Dragged by ${short(strength)}: ${there}; beside it ${beside}.`);
   return true;
 }
 
@@ -313,7 +328,7 @@ async function drawn(calls, mine) {
 
 function save(name, content, type) {
   const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([content], { type }));
+  link.href = URL.createObjectURL(new Blob([content], {type}));
   link.download = name;
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
@@ -321,7 +336,7 @@ function save(name, content, type) {
 
 const fileName = (kind) => `alice-seed${clinic.seed}-t${clinic.found.t}-${clinic.found.map}-${chosen()}${kind}`;
 
-/** Canvases side by side, each pixel `times` wide, as a PNG file. */
+// Canvases side by side, each pixel `times` wide, as a PNG file.
 function savePicture(name, canvases, times) {
   const sheet = document.createElement("canvas"), size = SIDE * times, pen = sheet.getContext("2d");
   [sheet.width, sheet.height] = [size * canvases.length, size];
@@ -330,14 +345,14 @@ function savePicture(name, canvases, times) {
   return new Promise((done) => sheet.toBlob((blob) => done(save(name, blob, "image/png"))));
 }
 
-/** Nine pictures along the direction, from minus to plus the strength; each leads to its strength. */
+// Nine pictures along the direction, from minus to plus the strength; each leads to its strength.
 async function makeStrip() {
   const most = Math.abs(strengthNow()) || 0.5, strengths = NINE.map((share) => share * most);
-  const { x, t } = clinic.found, [[, v, words]] = frames(), box = $("nine"), began = performance.now();
+  const {x, t} = clinic.found, [[, v, words]] = frames(), box = $("nine"), began = performance.now();
   say("Nine pictures, one after another \u2026");
   enable(false, "save-strip");
   box.replaceChildren(...strengths.map(frameOfStrip));
-  const job = await ask("strip", { x, t, v, strengths, calls: "all" }, ({ i, image }) => {
+  const job = await ask("strip", {x, t, v, strengths, calls: "all"}, ({i, image}) => {
     paint(box.children[i].firstChild, image);
     progress((i + 1) / NINE.length, `picture ${i + 1} of ${NINE.length}`);
   });
@@ -362,9 +377,9 @@ function frameOfStrip(strength) {
 
 // ---- 4: the treatment
 
-const region = { left: 0, top: 0, width: 16, height: 48 };
+const region = {left: 0, top: 0, width: 16, height: 48};
 
-/** The box where the reader sees the Stranger, or where he might have stood. */
+// The box where the reader sees the Stranger, or where he might have stood.
 function placeRegion(factors) {
   const [side, height] = [2 * factors[STRANGER + 1] - 1, 0.25 + 0.55 * factors[STRANGER + 2]];
   const centre = (side < 0 ? -0.66 : 0.66) + 0.11 * side, margin = 2, half = (0.17 * SIDE) / 2 + margin;
@@ -384,7 +399,7 @@ function setRegion(left, top, width, height) {
 }
 
 function mask() {
-  return Float32Array.from({ length: PLACES }, (_, i) => {
+  return Float32Array.from({length: PLACES}, (_, i) => {
     const column = i % SIDE, row = Math.floor(i / SIDE);
     const across = column >= region.left && column < region.left + region.width;
     return Number(across && row >= region.top && row < region.top + region.height);
@@ -392,21 +407,22 @@ function mask() {
 }
 
 function regionKey(event) {
-  const steps = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
+  const steps = {ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1]}[event.key];
   if (!steps) return;
   event.preventDefault();
-  const { left, top, width, height } = region, [across, down] = steps;
+  const {left, top, width, height} = region, [across, down] = steps;
   if (event.shiftKey) setRegion(left, top, width + across, height + down);
   else setRegion(left + across, top + down, width, height);
 }
 
-/** A box drawn with the mouse or a finger on the first picture, while there is one to place. */
+// A box drawn with the mouse or a finger on the first picture, while there is one to place.
 function drawRegion(event) {
   if (!$("treat").open || !clinic.image) return;
   event.preventDefault();
   const screen = $("screen"), box = screen.getBoundingClientRect();
-  const place = ({ clientX, clientY }) => [((clientX - box.left) * SIDE) / box.width, ((clientY - box.top) * SIDE) / box.height];
-  const [x, y] = place(event), { left, top, width, height } = region;
+  const pixel = SIDE / box.width;
+  const place = ({clientX, clientY}) => [(clientX - box.left) * pixel, (clientY - box.top) * pixel];
+  const [x, y] = place(event), {left, top, width, height} = region;
   const held = event.target === $("region");
   const moved = (now) => {
     const [x2, y2] = place(now);
@@ -419,11 +435,11 @@ function drawRegion(event) {
 }
 
 async function treat() {
-  const { seed, path } = clinic, { clip } = ALICE.treatment;
+  const {seed, path} = clinic;
   const dose = Number($("dose").value), began = performance.now();
   say("The course begins \u2026");
   enable(false, "give");
-  const job = await ask("treat", { path, region: mask(), dose, clip }, ({ t, what, image }) => {
+  const job = await ask("treat", {path, region: mask(), dose}, ({t, what, image}) => {
     if (image) paint($("cured"), image);
     $("course").textContent = `t = ${t}: ${CARE[what]}`;
   });
@@ -437,7 +453,7 @@ async function treat() {
 // ---- presets and the address
 
 function presets() {
-  const given = new URLSearchParams(location.hash.slice(1)), preset = { ...PRESET };
+  const given = new URLSearchParams(location.hash.slice(1)), preset = {...PRESET};
   for (const name of Object.keys(PRESET)) {
     const value = given.get(name);
     if (value === null) continue;
@@ -461,7 +477,7 @@ function set(preset) {
   explain();
 }
 
-/** What the address asks for: with find=1 all of it, without a click. */
+// What the address asks for: with find=1 all of it, without a click.
 async function follow() {
   const preset = presets();
   set(preset);
@@ -470,10 +486,11 @@ async function follow() {
   drag();
 }
 
-/** The address leads here again: it can be copied, mailed, or set as a link. */
+// The address leads here again: it can be copied, mailed, or set as a link.
 function remember() {
-  const now = { seed: clinic.seed, t: timeNow(), map: $("map").value, k: $("k").value };
-  if (clinic.found) Object.assign(now, { direction: chosen(), strength: strengthNow(), find: 1 });
+  const {seed, found} = clinic;
+  const now = {seed, t: found?.t ?? timeNow(), map: found?.map ?? $("map").value, k: found?.V.length ?? $("k").value};
+  if (found) Object.assign(now, {direction: chosen(), strength: strengthNow(), find: 1});
   history.replaceState(null, "", `#${new URLSearchParams(now)}`);
 }
 
@@ -533,17 +550,14 @@ function listen() {
 }
 
 async function saveDirection() {
-  const [[, v]] = frames(), { seed } = clinic, { t, map } = clinic.found, { model } = ALICE;
-  const job = await ask("save", { model, seed, index: 0, t, map, strength: strengthNow(), v });
+  const [[, v]] = frames(), {seed} = clinic, {t, map} = clinic.found, {model} = ALICE;
+  const job = await ask("save", {model, seed, index: 0, t, map, strength: strengthNow(), v});
   if (job.state === "done") save(fileName(".json"), job.text, "application/json");
 }
 
 async function open() {
-  if (typeof Worker === "undefined" || typeof DecompressionStream === "undefined" || typeof WebAssembly === "undefined" || !WebAssembly.validate(SIMD)) {
-    alarm("ALICE cannot live in this browser: it lacks WebAssembly with SIMD, workers or DecompressionStream. Chrome and Edge from 2021, Firefox from 2023 and Safari from 16.4 have them.");
-    say("She stays asleep.");
-    return;
-  }
+  const needed = ["Worker", "DecompressionStream", "WebAssembly"].every((name) => name in globalThis);
+  if (!needed || !WebAssembly.validate(SIMD)) return alarm(TOO_OLD);
   fill();
   set(presets());
   listen();
