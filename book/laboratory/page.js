@@ -31,12 +31,13 @@ const clinic = {}; // the patient on the couch: seed, image, path, found, random
 let worker = null, asked = 0;
 const waiting = new Map();
 
-// Sends a job; gives its last message. `seen` hears of each message before that.
-function ask(op, job = {}, seen = () => {}) {
+// Sends a job; gives its last message. `seen` hears of each message before that; what is `moved` there
+// is not copied.
+function ask(op, job = {}, seen = () => {}, moved = []) {
   return new Promise((done) => {
     asked += 1;
     waiting.set(asked, {done, seen});
-    worker.postMessage({id: asked, op, ...job});
+    worker.postMessage({id: asked, op, ...job}, moved);
   });
 }
 
@@ -78,7 +79,7 @@ async function wakeAlice() {
   parts.average = new Float32Array(parts.average.buffer);
   parts.clip = ALICE.treatment.clip;
   for (const name of names) ALICE[name] = null;
-  return ask("wake", {parts});
+  return ask("wake", {parts}, undefined, names.map((name) => parts[name].buffer));
 }
 
 // ---- what is seen
