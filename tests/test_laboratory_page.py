@@ -1,5 +1,6 @@
 """The laboratory's page, by mouse and by keyboard, against mathkit's pictures and numbers."""
 
+import contextlib
 import gzip
 import io
 import json
@@ -95,20 +96,34 @@ def single(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def bench(single):
-    """The page in a tab: seed 1 dreamt, its directions found, by three clicks of the mouse."""
-    complaints = []
-    with browsing(accept_downloads=True, viewport={"width": 1280, "height": 900}) as context:
-        tab = context.new_page()
-        watch(tab, complaints)
+def browser():
+    with browsing() as context:
+        yield context.browser
+
+
+@contextlib.contextmanager
+def opened(browser, width=1280, height=900, **settings):
+    """A tab without a network, and what it complains of."""
+    view = {"width": width, "height": height}
+    context, complaints = browser.new_context(offline=True, viewport=view, **settings), []
+    context.set_default_timeout(180_000)
+    tab = context.new_page()
+    watch(tab, complaints)
+    yield tab
+    context.close()
+    assert complaints == []
+
+
+@pytest.fixture(scope="module")
+def bench(single, browser):
+    """The page in a tab: seed 1 dreamt, its directions found, by two clicks of the mouse."""
+    with opened(browser) as tab:
         tab.goto(single.as_uri())
         tab.get_by_role("button", name="Dream").click()  # waits until she is awake
         until(tab, "Somebody stands")
         tab.get_by_role("button", name="Find them").click()
         until(tab, "Found 3")
         yield tab
-        context.close()
-    assert complaints == []
 
 
 def until(tab, text):
@@ -271,9 +286,8 @@ def test_the_course_takes_him_out(bench):
 
 
 @pytest.mark.browser
-def test_all_of_it_by_keyboard(single):
-    with browsing(viewport={"width": 390, "height": 844}, reduced_motion="reduce") as context:
-        tab = context.new_page()
+def test_all_of_it_by_keyboard(single, browser):
+    with opened(browser, 390, 844, reduced_motion="reduce") as tab:
         tab.goto(single.as_uri())
         until(tab, "awake")
         tab.keyboard.press("Tab")
@@ -302,9 +316,8 @@ def test_all_of_it_by_keyboard(single):
 
 @pytest.mark.browser
 @pytest.mark.parametrize("lack", ["WebAssembly.validate = () => false", "delete window.Worker"])
-def test_an_old_browser_is_told(single, lack):
-    with browsing() as context:
-        tab = context.new_page()
+def test_an_old_browser_is_told(single, browser, lack):
+    with opened(browser) as tab:
         tab.add_init_script(lack)
         tab.goto(single.as_uri())
         tab.wait_for_selector("#lab-alarm:not([hidden])")
@@ -321,17 +334,13 @@ def test_a_seed_that_is_none_is_told(bench):
 
 
 @pytest.mark.browser
-def test_the_books_page_wakes_her_from_disk(tmp_path):
-    complaints = []
+def test_the_books_page_wakes_her_from_disk(tmp_path, browser):
     index = build.html([("91_t", marked_notebook())], tmp_path / "html")
-    with browsing(viewport={"width": 390, "height": 844}) as context:
-        tab = context.new_page()
-        watch(tab, complaints)
+    with opened(browser, 390, 844) as tab:
         tab.goto((index.parent / "91_t.html").as_uri())
         tab.get_by_role("link", name="the laboratory").first.click()
         until(tab, "is alone")  # seed 4, as the link asks
         assert tab.evaluate("location.hash").startswith("#seed=4") and tab.evaluate(WIDER) == 0
-    assert complaints == []
 
 
 @pytest.mark.browser

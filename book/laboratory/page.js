@@ -17,12 +17,6 @@ const MAPS = {
   pooled: "From x to the 128 channels of h, each summed over all places: what changes most, wherever it is?",
   mean: "From x to the picture she expects under the snow: what changes that picture most?",
 };
-const CARE = {
-  search: "what moves the rest of the picture most?",
-  step: "a small step along the way to the average puppet, in the box alone.",
-  care: "the rest is taken back where it was.",
-  walk: "she denoises.",
-};
 const $ = (name) => document.getElementById(`lab-${name}`);
 const clinic = {}; // the patient on the couch: seed, image, path, found, random, control, moved, ...
 
@@ -442,7 +436,7 @@ async function treat() {
   enable(false, "give");
   const job = await ask("treat", {path, region: mask(), dose}, ({t, what, image}) => {
     if (image) paint($("cured"), image);
-    $("course").textContent = `t = ${t}: ${CARE[what]}`;
+    $("course").textContent = `t = ${t}: ${what}`;
   });
   enable(Boolean(clinic.image), "give");
   if (job.state !== "done" || clinic.seed !== seed) return;
