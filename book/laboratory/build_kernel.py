@@ -1,7 +1,8 @@
-"""kernel.c -> kernel.wasm, by the C compiler in the package ziglang (`pip install -e .[kernel]`)."""
+"""kernel.c -> kernel.wasm, by the C compiler of ziglang (`pip install -e .[kernel]`)."""
 
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
@@ -13,12 +14,19 @@ FLAGS = (
 )  # fmt: skip
 
 
-def compiled(to: Path) -> Path:
-    """The kernel, compiled to the file `to`; the same source and version give the same bytes."""
-    command = [sys.executable, "-m", "ziglang", "cc", *FLAGS, "-o", str(to), SOURCE.name]
-    subprocess.run(command, cwd=FOLDER, check=True)
-    return to
+def compiled(source: Path = SOURCE) -> bytes:
+    """The kernel; the same source and the same ziglang give the same bytes on every machine.
+
+    Raises ModuleNotFoundError without ziglang, CalledProcessError where the source has a fault.
+    """
+    import ziglang
+
+    with tempfile.TemporaryDirectory() as folder:
+        to = Path(folder) / KERNEL.name
+        zig = [sys.executable, "-m", ziglang.__name__, "cc"]
+        subprocess.run([*zig, *FLAGS, "-o", str(to), source.name], cwd=source.parent, check=True)
+        return to.read_bytes()
 
 
 if __name__ == "__main__":
-    print(f"{compiled(KERNEL)}: {KERNEL.stat().st_size} bytes")
+    print(f"{KERNEL.name}: {KERNEL.write_bytes(compiled())} bytes")

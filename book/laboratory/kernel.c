@@ -51,7 +51,9 @@ EXPORT(blocks) void blocks(f *to, const f *w, int outputs, int inputs) {
 }
 
 // Rows o to o + 3 of W or W^T: where their first block lies, and how far it is to the next.
-INLINE const f *rows_of(const f *w, int o, int inputs, int turned) { return w + (turned ? 4 * o : o * inputs); }
+INLINE const f *rows_of(const f *w, int o, int inputs, int turned) {
+  return w + (turned ? 4 * o : o * inputs);
+}
 INLINE int step_of(int outputs, int turned) { return turned ? 4 * outputs : 16; }
 
 static f panel[8 * MOST * 16];
@@ -70,7 +72,8 @@ INLINE void eight(f *y, const f *w, const f *bias, int inputs, int outputs, int 
 }
 
 // y = bias + W x for each of n places: a 1 x 1 convolution.
-INLINE void pointwise(f *y, const f *x, const f *w, const f *bias, int inputs, int outputs, int n, int turned) {
+INLINE void pointwise(f *y, const f *x, const f *w, const f *bias, int inputs, int outputs, int n,
+                      int turned) {
   for (int p = 0; p < n; p += 8) {
     for (int k = 0; k < inputs; k++) {
       store(panel + 8 * k, load(x + k * n + p));
@@ -79,7 +82,8 @@ INLINE void pointwise(f *y, const f *x, const f *w, const f *bias, int inputs, i
     eight(y + p, w, bias, inputs, outputs, n, turned);
   }
 }
-EXPORT(conv1) void conv1(f *y, const f *x, const f *w, const f *bias, int inputs, int outputs, int size, int turned) {
+EXPORT(conv1)
+void conv1(f *y, const f *x, const f *w, const f *bias, int inputs, int outputs, int size, int turned) {
   if (turned) pointwise(y, x, w, bias, inputs, outputs, size * size, 1);
   else pointwise(y, x, w, bias, inputs, outputs, size * size, 0);
 }
@@ -123,7 +127,9 @@ INLINE void spread_out(f *x, const f *y, const f *w, int inputs, int outputs, in
         if (to[t] >= 0) x[c * size * size + to[t]] += *from;
   }
 }
-EXPORT(conv2) void conv2(f *y, const f *x, const f *w, const f *bias, int inputs, int outputs, int size, int turned, int k) {
+EXPORT(conv2)
+void conv2(f *y, const f *x, const f *w, const f *bias, int inputs, int outputs, int size, int turned,
+           int k) {
   if (turned) spread_out(y, x, w, outputs, inputs, size, k);
   else halve(y, x, w, bias, inputs, outputs, size, k);
 }
@@ -204,15 +210,18 @@ INLINE void sixteen(const f *u, int inputs, int outputs, int tiles, int turned) 
     for (int o = 0; o < outputs; o += 4)
       for (int p = 0; p < tiles; p += 8) {
         f4 c[8];
-        product(c, rows_of(uq, o, inputs, turned), step_of(outputs, turned), turned, V + q * V_STEP + p * inputs, inputs);
+        product(c, rows_of(uq, o, inputs, turned), step_of(outputs, turned), turned,
+                V + q * V_STEP + p * inputs, inputs);
         f *to = M + q * V_STEP + o * TILES + p;
-        UNROLL for (int m = 0; m < 4; m++) store(to + m * TILES, c[2 * m]), store(to + m * TILES + 4, c[2 * m + 1]);
+        UNROLL for (int m = 0; m < 4; m++, to += TILES) store(to, c[2 * m]), store(to + 4, c[2 * m + 1]);
       }
   }
 }
 
-INLINE void three(f *y, const f *x, const f *u, const f *bias, int inputs, int outputs, int size, int turned) {
-  int wide = size / 2, tall = TILES / wide < wide ? TILES / wide : wide, tiles = wide * tall, full = up4(inputs);
+INLINE void three(f *y, const f *x, const f *u, const f *bias, int inputs, int outputs, int size,
+                  int turned) {
+  int wide = size / 2, tall = TILES / wide < wide ? TILES / wide : wide, tiles = wide * tall;
+  int full = up4(inputs);
   f rows[10 * 66];
   for (int i = 0; i < wide; i += tall) {
     for (int c = 0; c < full; c++) {
@@ -230,7 +239,8 @@ INLINE void three(f *y, const f *x, const f *u, const f *bias, int inputs, int o
                   bias ? all(bias + o) : (f4){0, 0, 0, 0}, size);
   }
 }
-EXPORT(conv3) void conv3(f *y, const f *x, const f *u, const f *bias, int inputs, int outputs, int size, int turned) {
+EXPORT(conv3)
+void conv3(f *y, const f *x, const f *u, const f *bias, int inputs, int outputs, int size, int turned) {
   if (turned) three(y, x, u, bias, inputs, outputs, size, 1);
   else three(y, x, u, bias, inputs, outputs, size, 0);
 }
@@ -256,7 +266,8 @@ INLINE f total(const f *a, int n) {
 
 // Group normalisation, then silu(z) = z sigmoid(z) where `bent`: y = silu(w xhat + b). A group's mean and
 // 1 / sqrt(variance + eps) are kept in `stats`, two numbers a group.
-EXPORT(norm) void norm(f *y, f *stats, const f *x, const f *w, const f *b, int channels, int n, int groups, int bent) {
+EXPORT(norm)
+void norm(f *y, f *stats, const f *x, const f *w, const f *b, int channels, int n, int groups, int bent) {
   int per = channels / groups, size = per * n;
   for (int g = 0; g < groups; g++, x += size) {
     f mean = total(x, size) / size;
@@ -285,7 +296,9 @@ INLINE f4 bend(f4 d, f4 z) {
 
 // d <- r (d - mean d - xhat mean(xhat d)) is its own transpose. A push multiplies by w and silu' after it,
 // a pull before.
-EXPORT(norm_d) void norm_d(f *y, const f *d, const f *stats, const f *x, const f *w, const f *b, int channels, int n, int groups, int bent, int pull) {
+EXPORT(norm_d)
+void norm_d(f *y, const f *d, const f *stats, const f *x, const f *w, const f *b, int channels, int n,
+            int groups, int bent, int pull) {
   int per = channels / groups, size = per * n;
   for (int g = 0; g < groups; g++, x += size, d += size, y += size) {
     f mean = stats[2 * g], r = stats[2 * g + 1];
@@ -324,7 +337,8 @@ EXPORT(shift) void shift(f *y, const f *x, const f *e, int channels, int n) {
 EXPORT(upsample) void upsample(f *y, const f *x, int channels, int size) {
   for (int r = 0; r < channels * size; r++, x += size, y += 4 * size)
     for (int j = 0; j < size; j += 4) {
-      f4 v = load(x + j), left = __builtin_shufflevector(v, v, 0, 0, 1, 1), right = __builtin_shufflevector(v, v, 2, 2, 3, 3);
+      f4 v = load(x + j), left = __builtin_shufflevector(v, v, 0, 0, 1, 1);
+      f4 right = __builtin_shufflevector(v, v, 2, 2, 3, 3);
       store(y + 2 * j, left), store(y + 2 * j + 4, right);
       store(y + 2 * size + 2 * j, left), store(y + 2 * size + 2 * j + 4, right);
     }
@@ -332,7 +346,8 @@ EXPORT(upsample) void upsample(f *y, const f *x, int channels, int size) {
 EXPORT(upsample_turned) void upsample_turned(f *x, const f *y, int channels, int size) {
   for (int r = 0; r < channels * size; r++, x += size, y += 4 * size)
     for (int j = 0; j < size; j += 4) {
-      f4 left = load(y + 2 * j) + load(y + 2 * size + 2 * j), right = load(y + 2 * j + 4) + load(y + 2 * size + 2 * j + 4);
+      const f *above = y + 2 * j, *below = above + 2 * size;
+      f4 left = load(above) + load(below), right = load(above + 4) + load(below + 4);
       store(x + j, even(left, right) + odd(left, right));
     }
 }
@@ -370,11 +385,12 @@ INLINE void soften(f *r, const f *p, f scale, int n) {
   for (int j = 0; j < n; j += 4) store(r + j, load(p + j) * (load(r + j) - mean) * scale);
 }
 
+// A head's channels begin at h.
 EXPORT(attend) void attend(f *o, f *P, const f *q, const f *k, const f *v, int heads, int c, int n) {
   f scale = 1 / __builtin_sqrtf(c);
-  for (int h = 0; h < heads; h++, o += c * n, q += c * n, k += c * n, v += c * n)
+  for (int h = 0; h < heads * c * n; h += c * n)
     for (int i = 0; i < n; i++, P += n) {
-      scores(P, q, k, i, c, n, 0);
+      scores(P, q + h, k + h, i, c, n, 0);
       f most = P[0];
       for (int j = 1; j < n; j++) most = P[j] > most ? P[j] : most;
       f4 s = {0};
@@ -385,29 +401,33 @@ EXPORT(attend) void attend(f *o, f *P, const f *q, const f *k, const f *v, int h
       }
       f all = sum4(s);
       for (int j = 0; j < n; j += 4) store(P + j, load(P + j) / all);
-      average(o, P, v, i, c, n, 0);
+      average(o + h, P, v + h, i, c, n, 0);
     }
 }
-EXPORT(attend_push) void attend_push(f *o, const f *P, const f *q, const f *k, const f *v, const f *dq, const f *dk, const f *dv, int heads, int c, int n) {
+EXPORT(attend_push)
+void attend_push(f *o, const f *P, const f *q, const f *k, const f *v, const f *dq, const f *dk,
+                 const f *dv, int heads, int c, int n) {
   f scale = 1 / __builtin_sqrtf(c), r[PLACES];
-  for (int h = 0; h < heads; h++, o += c * n, q += c * n, k += c * n, v += c * n, dq += c * n, dk += c * n, dv += c * n)
+  for (int h = 0; h < heads * c * n; h += c * n)
     for (int i = 0; i < n; i++, P += n) {
-      scores(r, dq, k, i, c, n, 0);
-      scores(r, q, dk, i, c, n, 1);
+      scores(r, dq + h, k + h, i, c, n, 0);
+      scores(r, q + h, dk + h, i, c, n, 1);
       soften(r, P, scale, n);
-      average(o, r, v, i, c, n, 0);
-      average(o, P, dv, i, c, n, 1);
+      average(o + h, r, v + h, i, c, n, 0);
+      average(o + h, P, dv + h, i, c, n, 1);
     }
 }
-EXPORT(attend_pull) void attend_pull(f *gq, f *gk, f *gv, const f *P, const f *q, const f *k, const f *v, const f *g, int heads, int c, int n) {
+EXPORT(attend_pull)
+void attend_pull(f *gq, f *gk, f *gv, const f *P, const f *q, const f *k, const f *v, const f *g,
+                 int heads, int c, int n) {
   f scale = 1 / __builtin_sqrtf(c), r[PLACES];
   for (int i = 0; i < heads * c * n; i++) gk[i] = gv[i] = 0;
-  for (int h = 0; h < heads; h++, g += c * n, q += c * n, k += c * n, v += c * n, gq += c * n, gk += c * n, gv += c * n)
+  for (int h = 0; h < heads * c * n; h += c * n)
     for (int i = 0; i < n; i++, P += n) {
-      spread(gv, P, g, i, c, n);
-      scores(r, g, v, i, c, n, 0);
+      spread(gv + h, P, g + h, i, c, n);
+      scores(r, g + h, v + h, i, c, n, 0);
       soften(r, P, scale, n);
-      average(gq, r, k, i, c, n, 0);
-      spread(gk, r, q, i, c, n);
+      average(gq + h, r, k + h, i, c, n, 0);
+      spread(gk + h, r, q + h, i, c, n);
     }
 }

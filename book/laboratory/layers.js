@@ -8,7 +8,8 @@
 
 // One map after another: J = J_k ... J_2 J_1, the chain rule, and so J^T = J_1^T J_2^T ... J_k^T.
 function seq(memory, ...layers) {
-  layers.slice(1).forEach((layer, i) => expectLength(layer.n, layers[i].m, "numbers from the layer before"));
+  for (let i = 1; i < layers.length; i++)
+    expectLength(layers[i].n, layers[i - 1].m, "numbers to go into the next layer");
   const through = (x, steps) => steps.reduce((now, step) => {
     const next = step(now);
     if (now !== x && now !== next) memory.drop(now);
@@ -66,8 +67,9 @@ function skip(memory, inner) {
   };
 }
 
-// Convolution of images of size x size pixels with zeros around them: weights of 3 x 3 or 1 x 1, or of
-// 3 x 3 or 4 x 4 with stride 2. It is linear but for the bias, so J is the map itself.
+// Convolution of images of size x size pixels with zeros around them: weights of shape (outputs,
+// inputs, k, k), 1 x 1 or 3 x 3, or 3 x 3 or 4 x 4 with stride 2. But for the bias it is linear, and
+// so its own J.
 function convolution(memory, weight, bias, size, stride = 1) {
   const [outputs, inputs, k = 1] = weight.shape;
   expectConvolution(outputs, inputs, k, size, stride);
@@ -76,16 +78,23 @@ function convolution(memory, weight, bias, size, stride = 1) {
   const n = inputs * size ** 2, m = outputs * (size / stride) ** 2;
   const w = packed(memory, weight, name === "conv3"), b = kept(memory, bias);
   const apply = (x, bias, turned) => {
-    const y = memory.room(turned ? n : m), channels = turned ? [outputs, inputs] : [inputs, outputs];
+    const y = memory.room(turned ? n : m);
+    const channels = turned ? [outputs, inputs] : [inputs, outputs];
     memory.call(name, y, x, w, bias, ...channels, size, +turned, k);
     return y;
   };
-  return {n, m, f: x => apply(x, b, false), push: d => apply(d, null, false), pull: g => apply(g, null, true)};
+  return {
+    n,
+    m,
+    f: x => apply(x, b, false),
+    push: d => apply(d, null, false),
+    pull: g => apply(g, null, true),
+  };
 }
 
-// Group normalisation, and silu(z) = z / (1 + e^-z) after it where `silu` is true:
-// xhat = (x - mean) / sqrt(variance + 1e-5) in each group, then scale * xhat + offset in each channel.
-function normalisation(memory, scale, offset, groups, size, silu) {
+// Group normalisation: xhat = (x - mean) / sqrt(variance + 1e-5) over each group of channels, then
+// z = scale * xhat + offset in each channel. With `bent`, silu(z) = z / (1 + e^-z) follows at once.
+function normalisation(memory, scale, offset, groups, size, bent) {
   const channels = scale.length, places = size ** 2, n = channels * places;
   expectLength(offset.length, channels, "offsets");
   expectLength(channels % groups, 0, `channels left over by ${groups} groups`);
@@ -93,7 +102,7 @@ function normalisation(memory, scale, offset, groups, size, silu) {
   let x, stats;
   const derivative = (d, pull) => {
     const y = memory.room(n);
-    memory.call("norm_d", y, d, stats, x, w, b, channels, places, groups, +silu, +pull);
+    memory.call("norm_d", y, d, stats, x, w, b, channels, places, groups, +bent, +pull);
     return y;
   };
   return {
@@ -102,7 +111,7 @@ function normalisation(memory, scale, offset, groups, size, silu) {
     f: now => {
       const y = memory.room(n);
       [x, stats] = [now, memory.room(2 * groups)];
-      memory.call("norm", y, stats, x, w, b, channels, places, groups, +silu);
+      memory.call("norm", y, stats, x, w, b, channels, places, groups, +bent);
       return y;
     },
     push: d => derivative(d, false),
@@ -152,8 +161,9 @@ function pool(memory, channels, size) {
   return {n: channels * places, m: channels, f: total, push: total, pull: spread};
 }
 
-// Attention: from queries q, keys k and values v, for each head P = softmax(q^T k / sqrt(width)) over the
-// places and o = v P^T. P, q, k and v depend on x, so the product rule has four terms.
+// Attention: queries q, keys k and values v are maps of x. In each head, of `width` channels,
+// P = softmax(q^T k / sqrt(width)) over the places, and o = v P^T. The product rule gives
+// do = dv P^T + v dP^T, where dP comes from dq^T k + q^T dk through softmax's derivative.
 function attention(memory, q, k, v, width, size) {
   const n = q.m, places = size ** 2, shape = [n / width / places, width, places];
   const rooms = (...lengths) => lengths.map(memory.room), drop = list => list.forEach(memory.drop);
@@ -199,7 +209,7 @@ function kept(memory, numbers) {
   return a;
 }
 
-// Weights as the kernel wants them: in blocks of 4 x 4, transformed for Winograd's way where it is used.
+// Weights as the kernel wants them: in blocks of 4 x 4, transformed where Winograd's way is taken.
 function packed(memory, weight, winograd) {
   const outputs = weight.shape[0], inputs = weight.length / outputs / (winograd ? 9 : 1);
   const full = 16 * Math.ceil(outputs / 4) * Math.ceil(inputs / 4);
@@ -212,11 +222,16 @@ function packed(memory, weight, winograd) {
 // The kernel takes these for granted.
 function expectConvolution(outputs, inputs, k, size, stride) {
   const known = (stride === 1 && (k === 1 || k === 3)) || (stride === 2 && (k === 3 || k === 4));
-  if (!known) throw new Error(`expected weights of 1 x 1 or 3 x 3, or of 3 x 3 or 4 x 4 with stride 2; got ${k} x ${k} with stride ${stride}`);
-  if (![8, 16, 32, 64].includes(size)) throw new Error(`expected images of 8, 16, 32 or 64 pixels, got ${size}`);
-  const whole = k === 3 && stride === 1 ? 1 : 4;
-  if (outputs % whole || (inputs * k * k) % whole || Math.max(outputs, inputs) > 256)
-    throw new Error(`expected at most 256 channels, in fours; got ${inputs} -> ${outputs}`);
+  const fours = k === 3 && stride === 1 ? 1 : 4;
+  if (!known)
+    throw new Error(
+      "expected weights of 1 x 1 or 3 x 3, or of 3 x 3 or 4 x 4 with stride 2, " +
+      `got ${k} x ${k} with stride ${stride}`,
+    );
+  if (![8, 16, 32, 64].includes(size))
+    throw new Error(`expected images of 8, 16, 32 or 64 pixels a side, got ${size}`);
+  if (outputs % fours || (inputs * k * k) % fours || Math.max(outputs, inputs) > 256)
+    throw new Error(`expected at most 256 channels, in fours, got ${inputs} to ${outputs}`);
 }
 
 function expectLength(got, expected, what) {

@@ -1,13 +1,13 @@
 "use strict";
-// Numbers that JavaScript and the kernel share: one block of memory, the weights first, then what a pass
-// through the network computes.
+// Numbers that JavaScript and the kernel share: one block of memory, the weights first, then what a
+// pass through the network computes.
 
 const MEGABYTES = 96;
 
 // Opens the compiled kernel.c. Gives
 //   keep(n)         room for n numbers that stays: for weights
-//   again(keeping)  begins a pass: all other room is free. With `keeping`, drop does nothing, since the
-//                   derivatives will ask for what the pass computes
+//   again(keeping)  begins a pass: all other room is free. With `keeping`, drop does nothing, since
+//                   the derivatives will ask for what the pass computes
 //   hold()          ends such a pass: what it computed stays until the next one begins
 //   room(n)         room for n numbers within the pass
 //   drop(a)         a is done with: the next room of its length may lie there
@@ -15,7 +15,10 @@ const MEGABYTES = 96;
 //   call(name, ...) a function of the kernel; an array goes as its address, null as 0
 async function openMemory(kernel, megabytes = MEGABYTES) {
   if (!WebAssembly.validate(kernel))
-    throw new Error("expected a kernel of WebAssembly with SIMD that this browser can run; use a browser of 2023 or later");
+    throw new Error(
+      "expected a kernel of WebAssembly with SIMD that this browser can run; " +
+      "use a browser of 2023 or later",
+    );
   const memory = new WebAssembly.Memory({initial: megabytes * 16});
   const {instance} = await WebAssembly.instantiate(kernel, {env: {memory}});
   const aligned = address => Math.ceil(address / 64) * 64;
@@ -33,7 +36,7 @@ async function openMemory(kernel, megabytes = MEGABYTES) {
     let a = spare.get(n)?.pop();
     if (!a) {
       if (top + 4 * n > memory.buffer.byteLength)
-        throw new Error(`expected to need at most ${megabytes} megabytes, which are full; ask for more in openMemory`);
+        throw new Error(`${megabytes} megabytes of memory are full; open more of them`);
       a = new Float32Array(memory.buffer, top, n);
       top = aligned(top + 4 * n);
     }

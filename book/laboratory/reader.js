@@ -13,7 +13,6 @@ function buildReader(memory, weights) {
   const hidden = linear(...both("hidden")), out = linear(...both("out"));
   weights.finish();
   return image => {
-    memory.again();
     const z = out(hidden(taken(memory, convolutions.f, put(memory, image))).map(silu));
     z[STRANGER] = 1 / (1 + Math.exp(-z[STRANGER]));
     return z;

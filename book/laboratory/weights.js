@@ -1,6 +1,6 @@
 "use strict";
-// A file of weights in the safetensors format: the length of a header (8 bytes), the header (JSON: for each
-// name its dtype, shape and place), the numbers.
+// A file of weights in the safetensors format: the length of a header (8 bytes), the header (JSON:
+// for each name its dtype, shape and place), the numbers.
 
 // Reads such a file. Gives
 //   has(name)   whether it holds the name
@@ -11,18 +11,19 @@ function readWeights(bytes, file) {
   const {header, numbers} = splitWeights(bytes, complain), left = new Set(Object.keys(header));
   function take(name) {
     if (!(name in header)) complain(`expected weights named ${name}, which it does not hold`);
-    const {dtype, shape, data_offsets: [start, end]} = header[name];
+    const {dtype, shape = [], data_offsets: [start, end] = []} = header[name];
     const width = {F16: 2, F32: 4}[dtype], count = shape.reduce((a, b) => a * b, 1);
     if (!width) complain(`expected float16 or float32 for ${name}, got ${dtype}`);
-    if (end - start !== count * width || start < 0 || end > numbers.length)
-      complain(`expected ${count * width} bytes for ${name}, got the places ${start} to ${end} of ${numbers.length}`);
+    if (end - start !== count * width || !(start >= 0 && end <= numbers.length))
+      complain(`expected ${count * width} bytes for ${name}, got ${start} to ${end} of ${numbers.length}`);
     const raw = numbers.slice(start, end).buffer;  // a copy begins at a multiple of the width
     const a = dtype === "F32" ? new Float32Array(raw) : widened(new Uint16Array(raw));
     left.delete(name);
     return Object.assign(a, {shape});
   }
   const finish = () => {
-    if (left.size) complain(`expected no more weights, got ${left.size} unknown ones such as ${[...left][0]}`);
+    const [first] = left;
+    if (first) complain(`expected no more weights, got ${left.size} such as ${first}`);
   };
   return {has: name => name in header, take, finish};
 }
@@ -30,7 +31,8 @@ function readWeights(bytes, file) {
 function splitWeights(bytes, complain) {
   if (bytes.length < 8) complain(`expected at least 8 bytes, got ${bytes.length}`);
   const size = Number(new DataView(bytes.buffer, bytes.byteOffset).getBigUint64(0, true));
-  if (8 + size > bytes.length) complain(`expected a header of ${size} bytes, got ${bytes.length - 8} in all`);
+  if (8 + size > bytes.length)
+    complain(`expected a header of ${size} bytes, got ${bytes.length - 8} in all`);
   let header;
   try {
     header = JSON.parse(new TextDecoder().decode(bytes.subarray(8, 8 + size)));
