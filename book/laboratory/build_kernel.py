@@ -1,4 +1,4 @@
-"""kernel.c -> kernel.wasm, by the C compiler in the package ziglang (`pip install -e .[kernel]`)."""
+"""kernel.c -> kernel.wasm, by the C compiler of ziglang (`pip install -e .[kernel]`)."""
 
 import subprocess
 import sys
