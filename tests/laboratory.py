@@ -11,7 +11,6 @@ import torch
 from test_book import browsing
 from torch import Tensor
 
-import mathkit as mk
 from book.paths import BOOK, ROOT
 
 FOLDER = BOOK / "laboratory"
@@ -74,13 +73,12 @@ def source() -> str:
 
 
 def parts() -> dict[str, Any]:
-    """What ALICE is woken from."""
+    """What ALICE is woken from; without the average puppet, which a `treat` may bring along."""
     data = ROOT / "data"
     return {
         "kernel": (FOLDER / "kernel.wasm").read_bytes(),
         "weights": (data / "alice/unet/diffusion_pytorch_model.safetensors").read_bytes(),
         "reader": (data / "reader.safetensors").read_bytes(),
-        "average": mk.puppets.average_puppet(),
         "clip": json.loads((data / "amendment.json").read_text())["rows"][0]["clip"],
     }
 

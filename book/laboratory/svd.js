@@ -190,6 +190,7 @@ async function search(space, k, tol, look) {
     }
     if (space.whole) return "";
     const above = crowd(space, k, tol);
+    if (space.passes >= most) return `no room to see how often a value comes within ${most} passes`;
     if (above === null) {
       if (guarded(space, k, tol)) return doubt;
       continue;
@@ -197,9 +198,9 @@ async function search(space, k, tol, look) {
     const rounds = needed(space.map.n, above);
     if (rounds > FORCED) doubt = "a repeated value may come once more than found: another seed";
     space.start();
-    for (let i = Math.min(rounds, FORCED) * space.waiting; i > 0 && !space.whole; i--) {
-      if (space.passes >= most) return `no room to see how often a value repeats within ${most} passes`;
-      space.step();
+    for (let i = Math.min(rounds, FORCED); i > 0 && space.passes < most; i--) {
+      for (let row = space.waiting; row > 0 && !space.whole; row--) space.step();
+      await look();
     }
   }
 }

@@ -14,11 +14,13 @@ const ROUNDS = 2; // of small steps at each time of the aftercare
 // |x|. average: the average puppet. clip: the length of a pull from which on a step is whole, a
 // shorter one makes it as much shorter; 0: every step is whole. tol: of the searches.
 // each({t, what, image}) is awaited after each network call or look, `what` in words.
-async function treat(alice, path, region, dose, {average, clip, tol = 1e-3, each = async () => {}}) {
+async function treat(alice, path, region, dose, options) {
+  const {average, clip, tol = 1e-3, each = async () => {}} = options;
   if (!(dose >= 0 && dose <= 2 && clip >= 0)) {
     throw new Error(`dose is from 0 to 2 and clip >= 0, got ${dose} and ${clip}`);
   }
   checkRegion(region);
+  for (const t of [EARLY, ...AFTERCARE]) stateAt(path, t);
   const about = {alice, region, average, clip, tol, each};
   const start = await studied(about, stateAt(path, EARLY), EARLY);
   let x = await stepped(about, start, start.x, dose), now = EARLY;
@@ -34,8 +36,9 @@ async function treat(alice, path, region, dose, {average, clip, tol = 1e-3, each
 }
 
 function checkRegion(region) {
-  if (region.length !== 4096 || !region.every(one => one === 0 || one === 1)) {
-    throw new Error(`region is 64 x 64 numbers, each 0 or 1, got ${region.length}`);
+  const flags = region.every(one => one === 0 || one === 1);
+  if (region.length !== 4096 || !flags || !region.includes(1)) {
+    throw new Error(`region is 64 x 64 numbers, each 0 or 1 and some 1, got ${region.length}`);
   }
 }
 
@@ -55,7 +58,8 @@ async function studied({alice, region, average, tol, each}, x, t) {
   const A = alice.linearised("mean", x, t), rest = y => masked(y, region, 0);
   const outside = {n: A.n, m: A.m, push: v => rest(A.push(v)), pull: u => A.pull(rest(u))};
   const k = t === EARLY ? OFF : REST;
-  const seen = ({steps}) => each({t, what: `what moves the rest? ${steps} pushes and pulls`, image: null});
+  const what = steps => `what moves the rest? ${steps} pushes and pulls`;
+  const seen = ({steps}) => each({t, what: what(steps), image: null});
   const {U, S, V} = await svd(outside, k, {tol, seen});
   const steps = t === EARLY || COURSE.includes(t);
   return {t, x, value: A.value, U, S, V, way: steps ? aimed(A, region, average, V) : null};
@@ -68,7 +72,8 @@ function aimed(A, region, average, V) {
 }
 
 // y where the region is `kept`, 0 elsewhere.
-const masked = (y, region, kept) => y.map((value, i) => (region[i % region.length] === kept ? value : 0));
+const masked = (y, region, kept) =>
+  y.map((value, i) => (region[i % region.length] === kept ? value : 0));
 
 async function stepped({alice, clip, each}, {t, way}, x, dose) {
   const share = clip ? Math.min(1, norm(way) / clip) : 1;

@@ -13,7 +13,8 @@ const waiting = [], newest = {};
 let alice = null, register = null, busy = false, turns = 0;
 
 function receive(job) {
-  newest[job.op === "stop" ? job.what : job.op] = job.id;
+  newest[job.op] = job.id;
+  if (job.op === "stop") newest[job.what] = job.id;
   waiting.push(job);
   if (!busy) work();
 }
