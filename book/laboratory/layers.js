@@ -96,6 +96,7 @@ function convolution(memory, weight, bias, size, stride = 1) {
 // z = scale * xhat + offset in each channel. With `bent`, silu(z) = z / (1 + e^-z) follows at once.
 function normalisation(memory, scale, offset, groups, size, bent) {
   const channels = scale.length, places = size ** 2, n = channels * places;
+  expectSize(size, 64);
   expectLength(offset.length, channels, "offsets");
   expectLength(channels % groups, 0, `channels left over by ${groups} groups`);
   const w = kept(memory, scale), b = kept(memory, offset);
@@ -165,7 +166,10 @@ function pool(memory, channels, size) {
 // P = softmax(q^T k / sqrt(width)) over the places, and o = v P^T. The product rule gives
 // do = dv P^T + v dP^T, where dP comes from dq^T k + q^T dk through softmax's derivative.
 function attention(memory, q, k, v, width, size) {
+  expectSize(size, 8);
   const n = q.m, places = size ** 2, shape = [n / width / places, width, places];
+  expectLength(n % (width * places), 0, `numbers left over by heads of ${width} channels`);
+  for (const other of [k, v]) expectLength(other.m, n, "numbers out of queries, keys and values");
   const rooms = (...lengths) => lengths.map(memory.room), drop = list => list.forEach(memory.drop);
   let seen;
   return {
@@ -228,10 +232,15 @@ function expectConvolution(outputs, inputs, k, size, stride) {
       "expected weights of 1 x 1 or 3 x 3, or of 3 x 3 or 4 x 4 with stride 2, " +
       `got ${k} x ${k} with stride ${stride}`,
     );
-  if (![8, 16, 32, 64].includes(size))
-    throw new Error(`expected images of 8, 16, 32 or 64 pixels a side, got ${size}`);
+  expectSize(size, 64);
   if (outputs % fours || (inputs * k * k) % fours || Math.max(outputs, inputs) > 256)
     throw new Error(`expected at most 256 channels, in fours, got ${inputs} to ${outputs}`);
+}
+
+function expectSize(size, most) {
+  const sizes = [8, 16, 32, 64].filter(known => known <= most);
+  if (!sizes.includes(size))
+    throw new Error(`expected images of ${sizes.join(", ")} pixels a side, got ${size}`);
 }
 
 function expectLength(got, expected, what) {
