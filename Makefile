@@ -47,7 +47,7 @@ ONCE := "Installing the tested packages, once: README.md says how much; TORCH=cp
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m pytest
 UNITS := not (long or patient or notebook or browser or slow or gpu)
 
-.PHONY: run book deck handout lab check test test-full bench results refresh gpu patient ship cover clips lock clean
+.PHONY: run book deck handout lab laboratory check test test-full bench results refresh gpu patient ship cover clips lock clean
 
 run: $(BOOK)
 	@$(PY) -m book.build run $(if $(CUT),--cut $(CUT))
@@ -63,6 +63,9 @@ handout: $(BOOK)
 
 lab: $(BOOK)
 	@$(PY) -m book.build lab
+
+laboratory: $(BOOK)
+	@$(PY) -m book.build laboratory
 
 check: $(DEV)
 	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy

@@ -8,6 +8,7 @@ deck     the slides of a lecture, from the outputs at hand (--scale 2: executed 
 handout  the exercises on paper, and a sheet with their solutions
 lab      copy missing notebooks to lab/ and open JupyterLab there
 cover    draw the front page's picture
+laboratory  ALICE alive in one page that can be mailed, _build/laboratory.html
 clips    a film of each chapter, in _build/clips/ (--keep: also the two that the repository holds)
 """
 
@@ -24,6 +25,7 @@ from typing import Any
 
 from book import pages, press, scan, store, teach
 from book.execute import Outcome, cores, execute, graft, kept, read
+from book.laboratory import pack
 from book.paths import BOOK, BUILD, HTML, REFERENCE, ROOT, chapters
 
 CLIP_PAGE = "make_your_own_clip"
@@ -63,6 +65,7 @@ def sources(books: list[tuple[str, Any]], folder: Path, cut: str | None = None) 
     thumbs, names, cards = folder / "thumbs", [name for name, _ in books], []
     needed = {name: pages.minutes(nb, name) for name, nb in books}
     written = {path.name: path.read_text(encoding="utf-8") for path in back(cut)}
+    written |= {n: pages.reachable(pack.source(n), [name for name, _ in books]) for n in pack.PAGE}
     written["teaching.md"] = teach.page(books)  # before a cut takes what it counts
     for name, nb in books:
         picture = pages.thumbnail(nb)
@@ -70,7 +73,11 @@ def sources(books: list[tuple[str, Any]], folder: Path, cut: str | None = None) 
             pages.write(thumbs / f"thumb-{name}.png", picture)
         cards.append(pages.card(name, nb, bool(picture)))
         written[f"{name}.ipynb"] = store.text(pages.chapter(nb, cut))
-    names += ["teaching", *(["notation", CLIP_PAGE, "reference"] if back(cut) else [])]
+    names += [
+        "laboratory",
+        "teaching",
+        *(["notation", CLIP_PAGE, "reference"] if back(cut) else []),
+    ]
     template = (BOOK / "front.md").read_text(encoding="utf-8")
     written["index.md"] = pages.front(template, needed, cards, names)
     for name, text in written.items():
@@ -87,8 +94,9 @@ def html(books: list[tuple[str, Any]], out: Path = HTML, cut: str | None = None)
     sources(books, work, cut)
     command = [sys.executable, *"-m sphinx -W --keep-going -q -j auto -b html".split()]
     where = ["-c", str(BOOK), "-d", str(work / "doctrees"), str(work / "pages"), str(out)]
-    thumbs = ["-D", f"html_static_path={BOOK / '_static'},{work / 'thumbs'}"]
-    if subprocess.run([*command, *thumbs, *where]).returncode:
+    static = [BOOK / "_static", work / "thumbs", pack.files()]
+    loaded = ["-D", f"html_static_path={','.join(map(str, static))}"]
+    if subprocess.run([*command, *loaded, *where]).returncode:
         raise SystemExit("the book has faults (above); nothing was opened")
     found = scan.faults(out)
     if found:
@@ -183,6 +191,12 @@ def lab() -> None:
     subprocess.run([sys.executable, "-m", "jupyter", "lab", str(folder)])
 
 
+def laboratory() -> None:
+    """The laboratory as one page."""
+    page = pack.write()
+    print(f"{page}, {page.stat().st_size / 1e6:.1f} MB")
+
+
 def cover() -> None:
     """A row of puppets, the Stranger behind two of them: the renderer's own picture."""
     from book.cover import draw
@@ -216,7 +230,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     sub = add("clips")
     sub.add_argument("names", nargs="*", help="chapters, such as 01 13; all by default")
     sub.add_argument("--keep", action="store_true", help="renew book/_static/clips/ from them")
-    for name in ("lab", "cover"):
+    for name in ("lab", "laboratory", "cover"):
         add(name)
     return parser.parse_args(argv)
 
@@ -241,7 +255,7 @@ def main(argv: list[str] | None = None) -> None:
         from book.clips import clips
 
         return clips(args.names, args.keep)
-    return lab() if args.command == "lab" else cover()
+    return {"lab": lab, "laboratory": laboratory, "cover": cover}[args.command]()
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ ONCE = "<style>.speaker-controls-notes mjx-assistive-mml { display: none }</styl
 KEYS = (
     "Keys: arrows, page keys or space turn the slide; s opens these notes; c shows the code; ? all."
 )
+ASIDE = "She computes on this machine. Click beside the frame, and the keys turn slides again."
 LICENCE = "Treating ALICE, by the mathkit authors. Text and figures CC BY 4.0, code MIT."
 
 
@@ -61,7 +62,7 @@ class Part:
 
 def plain(text: str) -> str:
     """Markdown whose links inside the book are words: a deck stands alone."""
-    return LINK.sub(r"\1", text)
+    return LINK.sub(r"\1", pages.LABORATORY.sub(r"\2", text))
 
 
 def said(text: str) -> tuple[list[str], str]:
@@ -240,6 +241,16 @@ def told(part: Part, cell: Any, text: str, introduction: bool) -> None:
         text = "\n".join(line for line in text.splitlines() if not line.startswith("|"))
     points, rest = said(text)
     add(part, [(f"* {plain(point)}", 1) for point in points], plain(rest), kinds)
+    for at, _ in pages.LABORATORY.findall(text):
+        part.slides += [visit(at), Slide(part.slides[-1].title)]
+
+
+def visit(at: str) -> Slide:
+    """The laboratory on a slide; its page lies beside the deck."""
+    address = f"laboratory.html#{at}"
+    frame = f'<iframe data-src="{address}" title="The laboratory"></iframe>'
+    link = f'<p>If the frame stays empty: <a href="{address}">laboratory.html</a></p>'
+    return Slide("The laboratory", [raw(frame + link)], [ASIDE], ("laboratory",), 0)
 
 
 def settled(part: Part) -> list[Slide]:

@@ -18,6 +18,8 @@ EXERCISE = re.compile(r"### Exercise (\d+) \((\d+) minutes\): (.*)")
 HEADING = re.compile(r"#{1,6} ")
 CODE_FENCE = re.compile(r"\s*(```|~~~)")
 MINUTES = re.compile(r"\b(\d+) min\b")  # in the table that opens a chapter
+CHAPTER = re.compile(r"\[([^\]]*)\]\((\d\d_\w+)\.ipynb\)")
+LABORATORY = re.compile(r'<span class="laboratory" data-at="([^"]*)">(.*?)</span>', re.S)
 CARD = """<a class="card" href="{name}.html">
 <span class="shot">{picture}</span>
 <span class="label"><b>{number} {title}</b> <i>{blurb}</i> <small>{minutes} minutes</small></span>
@@ -96,12 +98,15 @@ def filled(pieces: list[Piece]) -> list[Piece]:
 def chapter(nb: Any, cut: str | None = None) -> Any:
     """The notebook as a page, story framed; with cut "math" or "story" the other kind left out.
 
-    Code tagged "fold" is folded away; in the story cut all is, and there are no exercises.
+    Code tagged "fold" is folded away; in the story cut all is, and there are no exercises. A
+    `<span class="laboratory" data-at="seed=1">` becomes a link to the laboratory with that preset.
     """
     dropped = {MATH: STORY, STORY: MATH}.get(cut or "")
     if dropped:
         nb.cells = together(filled(remaining(nb.cells, dropped)))
     for cell in nb.cells:
+        if cell.cell_type == "markdown":
+            cell.source = LABORATORY.sub(r'<a href="laboratory.html#\1">\2</a>', cell.source)
         if cell.cell_type == "markdown" and STORY in tags(cell):
             cell.source = told(cell.source)
         if cell.cell_type == "code" and (cut == STORY or FOLD in tags(cell)):
@@ -197,6 +202,11 @@ def front(template: str, needed: dict[str, int], cards: list[str], names: list[s
     for key, text in shown.items():
         page = page.replace(f"{{{{{key}}}}}", text)
     return page
+
+
+def reachable(text: str, names: list[str]) -> str:
+    """Markdown in which a link to a chapter that is not among `names` is its words alone."""
+    return CHAPTER.sub(lambda found: found[0 if found[2] in names else 1], text)
 
 
 def write(path: Path, content: str | bytes) -> None:

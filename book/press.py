@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from book import deck, handout, pages, printer, scan
+from book.laboratory import pack
 from book.paths import BOOK, BUILD, ROOT
 
 UNUSED = ("css", "dist/theme", "plugin/highlight", "plugin/markdown", "plugin/math",
@@ -44,6 +45,8 @@ def decks(books: list[Book], after: dict[str, str], out: Path = BUILD / "deck") 
     for folder in UNUSED:
         shutil.rmtree(out / "_static" / "revealjs" / folder, ignore_errors=True)
     made = [out / f"{name}.html" for name, _ in books]
+    if any(f'"{pack.SINGLE}#' in text for text in texts.values()):
+        pack.write(out / pack.SINGLE)
     sound(out, made)
     return made
 
