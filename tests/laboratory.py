@@ -103,8 +103,7 @@ class Page:
         return back(self.tab.evaluate(script, {name: there(one) for name, one in given.items()}))
 
     def wake(self) -> None:
-        """ALICE awake as `alice` in the page itself, and in a worker that `ask` speaks to."""
-        self("globalThis.alice = await wake(parts); return null", parts=parts())
+        """ALICE awake in a worker, to which `ask` speaks."""
         (said,) = self("startWorker(source, parts)", source=source(), parts=parts())
         if said["state"] != "done":
             raise OSError(said["problem"])
