@@ -31,7 +31,6 @@ from mathkit.diffusion.load import load_model
 from mathkit.diffusion.model import Model
 from mathkit.diffusion.networks import UNetModel
 from mathkit.diffusion.sampling import start, timesteps, walk
-from mathkit.diffusion.text import TextModel
 from mathkit.linear.linear_map import Passes
 from mathkit.linear.svd import svd
 from mathkit.linear.triplets import SVD
@@ -214,7 +213,7 @@ def _described(p: UNetModel) -> dict[str, Any]:
         "precision": str(p.dtype).removeprefix("torch."), "device": p.device.type,
         "torch": torch.__version__,
     }  # fmt: skip
-    guided = {"guidance": p.guidance, "negative": p.negative} if isinstance(p, TextModel) else {}
+    guided = {"guidance": p.guidance, "negative": p.negative} if p.prompt is not None else {}
     return found | guided
 
 
@@ -248,7 +247,7 @@ def _limited(threads: int) -> Iterator[None]:
 
 def nearest(p: Model, times: Sequence[int], steps: int) -> list[int]:
     """The times of the sampling grid nearest to these, each once."""
-    grid = timesteps(p, len(p.alphas_cumprod) - 1, steps)
+    grid = timesteps(p, p.top, steps)
     return list(dict.fromkeys(min(grid, key=lambda g: abs(g - p.time(t))) for t in times))
 
 
@@ -354,7 +353,7 @@ def states(p: Model, seed: int, i: int, steps: int, last: int) -> dict[int, Tens
 
     Each sample alone, as a batch gives other last bits. Cost: a network call each time.
     """
-    grid = [t for t in timesteps(p, len(p.alphas_cumprod) - 1, steps) if t >= last]
+    grid = [t for t in timesteps(p, p.top, steps) if t >= last]
     return dict(itertools.islice(walk(p, start(p, seed, [i]), grid), len(grid)))
 
 
