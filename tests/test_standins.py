@@ -196,6 +196,36 @@ def test_a_known_model_is_taken_at_its_commit_and_its_hash_checked(
     assert capsys.readouterr().out == ""
 
 
+def test_a_known_model_at_another_commit_is_better_than_none(
+    remote: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Offline, with the newest commit in the cache and not the one we know."""
+    name = "google/ddpm-celebahq-256"
+    place = standins.ddpm(remote.folder / name, standins.SMALL)
+    assert mk.load_model(name, revision="main").revision == "c" * 40
+    remote.up = False
+    capsys.readouterr()
+    assert mk.load_model(name).revision == "c" * 40
+    assert f"{name} at commit {'c' * 40}" in capsys.readouterr().out
+    (place / BIN).unlink()
+    with pytest.raises(OSError, match="no answer"):
+        mk.load_model(name, revision="d" * 40)
+
+
+def test_shards_are_fetched_by_their_index(remote: Any) -> None:
+    from diffusers import UNet2DModel
+
+    place = standins.ddpm(remote.folder / "someone/shards", standins.SMALL)
+    (place / BIN).unlink()
+    UNet2DModel.from_config(standins.SMALL).save_pretrained(place, max_shard_size="20KB")
+    (place / "another.safetensors").write_text("not read")
+    assert mk.load_model("someone/shards").shape == (3, 16, 16)
+    assert sum("-of-" in file for file in remote.files) > 2
+    assert "another.safetensors" not in remote.files
+    remote.up = False
+    assert mk.load_model("someone/shards").revision == "c" * 40
+
+
 def test_another_kind_is_refused_before_its_weights_are_fetched(remote: Any) -> None:
     place = standins.ddpm(remote.folder / "someone/classes", standins.SMALL)
     rewrite("config.json", class_embed_type="timestep")(place)

@@ -55,9 +55,8 @@ class UNetModel(Predicted):
     ) -> None:
         unet = unwrapped(unet)
         parameter = next(unet.parameters())
-        super().__init__(
-            network_shape(unet.config), alphas_cumprod, parameter.device, parameter.dtype
-        )
+        shape = network_shape(unet.config)
+        super().__init__(shape, alphas_cumprod, parameter.device, parameter.dtype)
         self._predict(prediction)
         self.unet, self.revision = prepared(unet), revision
         self.source, self._embed = source, embed
@@ -136,7 +135,8 @@ def _moved(given: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
 
 def network_shape(config: Any) -> tuple[int, int, int]:
     """Shape of one x_t, of a network's config. Raises ValueError for a network of another kind."""
-    given, told = getattr(config, "in_channels", None), getattr(config, "out_channels", None)
+    given: Any = getattr(config, "in_channels", None)
+    told = getattr(config, "out_channels", None)
     if other := _other_kind(config, given, told):
         raise ValueError(
             "expected a network with as many channels out as in (or twice as many, with learned "
@@ -146,10 +146,18 @@ def network_shape(config: Any) -> tuple[int, int, int]:
     side = getattr(config, "sample_size", None)
     if side is None:
         raise ValueError("the network's config has no sample_size: set it to the side of x_t")
-    return (given, *((side, side) if isinstance(side, int) else tuple(side)))
+    high, wide = (side, side) if isinstance(side, int) else side
+    halved = len(getattr(config, "down_block_types", ())) - 1
+    pixel = getattr(config, "cross_attention_dim", None) is None  # the others pad where they must
+    if pixel and halved > 0 and (high % 2**halved or wide % 2**halved):
+        raise ValueError(
+            f"the network's x_t has sides {high} x {wide}, and it halves them {halved} times: "
+            f"multiples of {2**halved} come back as they were"
+        )
+    return int(given), high, wide
 
 
-def _other_kind(config: Any, given: Any, told: Any) -> str:
+def _other_kind(config: Any, given: int | None, told: int | None) -> str:
     """What a network is, where it is of another kind than we read; else nothing."""
     if getattr(config, "time_cond_proj_dim", None) is not None:
         return "a latent consistency model (LCM, time_cond_proj_dim), distilled, is no denoiser"
