@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -214,6 +214,60 @@ def stage(A: Tensor, V: Tensor, reach: float, title: str = "", *, ax: Axes | Non
 
 
 @style.styled
+def diagram(
+    boxes: Mapping[str, Sequence[float]],
+    arrows: Sequence[tuple[str, str, str]],
+    *,
+    accent: Sequence[str] = (),
+    below: bool = False,
+    ax: Axes | None = None,
+    title: str = "",
+) -> Axes:
+    """Boxes, each with its name, and arrows from box to box with a word beside each.
+
+    Args:
+        boxes: {name: (x, y, width, height)}, x and y of the middle, in any one unit; y goes up.
+        arrows: (name of the start, name of the end, the word, or ""), straight, edge to edge.
+        accent: names of the boxes to point at.
+        below: write the names under their boxes, which stay free for pictures.
+        ax: where to draw; default a new figure.
+        title: above the picture.
+
+    Returns: the ax, in the boxes' unit.
+    Raises ValueError without boxes, on a box that is not four finite numbers of positive size, and
+    on an arrow or an accent of another name.
+
+    >>> from mathkit import draw
+    >>> ax = draw.diagram({"a": (0, 0, 1, 1), "b": (3, 0, 1, 1)}, [("a", "b", "twice")])
+    >>> [text.get_text() for text in ax.texts if text.get_text()]
+    ['a', 'b', 'twice']
+    """
+    at = {name: style.numbers(box) for name, box in boxes.items()}
+    if not at or any(b.shape != (4,) or b[2:].min() <= 0 for b in at.values()):
+        raise ValueError(f"diagram takes boxes (x, y, width, height > 0), got {dict(boxes)}")
+    if unknown := {n for a in arrows for n in a[:2]}.union(accent) - set(at):
+        raise ValueError(f"diagram has no box {sorted(unknown)}; it has {', '.join(at)}")
+    corners = np.array([[x - w / 2, x + w / 2, y - h / 2, y + h / 2] for x, y, w, h in at.values()])
+    low, high = corners.min(0)[[0, 2]], corners.max(0)[[1, 3]]
+    wide, tall = (high - low) * 1.04 + 1e-9
+    ax = style.axes(ax, min(5.5, max(1.5, style.WIDTH * tall / wide)), title)
+    places = {}
+    for name, (x, y, w, h) in at.items():
+        edge = style.ACCENT if name in accent else style.GREY
+        places[name] = Rectangle((x - w / 2, y - h / 2), w, h, fc="none", ec=edge, lw=1.3)
+        ax.add_patch(places[name])
+        spot, va = ((x, y - h / 2 - 0.01 * tall), "top") if below else ((x, y), "center")
+        colour = style.ACCENT if name in accent else style.INK
+        ax.text(*spot, name, ha="center", va=va, color=colour, fontsize=10)
+    for start, end, word in arrows:
+        _join(ax, at[start][:2], at[end][:2], places[start], places[end], word)
+    ax.set(xlim=(low[0] - 0.02 * wide, high[0] + 0.02 * wide), aspect="equal")
+    ax.set(ylim=(low[1] - (0.1 if below else 0.02) * tall, high[1] + 0.02 * tall))
+    ax.axis("off")
+    return ax
+
+
+@style.styled
 def heat(
     M: Tensor,
     *,
@@ -360,6 +414,17 @@ def _arrow(ax: Axes, tip: np.ndarray, colour: str, text: str, aside: float, dash
         "alpha": 0.8,
     }
     ax.text(x, y, text, color=colour, ha="center", va="center", fontsize=13, bbox=box)
+
+
+def _join(
+    ax: Axes, start: np.ndarray, end: np.ndarray, one: Rectangle, other: Rectangle, word: str
+) -> None:
+    """An arrow from the edge of one box to that of another, its word where it is free."""
+    pen = {"arrowstyle": "-|>", "color": style.GREY, "lw": 1.5, "shrinkA": 1, "shrinkB": 1}
+    ax.annotate("", tuple(end), tuple(start), arrowprops=pen | {"patchA": one, "patchB": other})
+    x, y = 0.42 * start + 0.58 * end
+    paper = {"facecolor": mpl.rcParams["axes.facecolor"], "edgecolor": "none", "pad": 1.0}
+    ax.text(x, y, word, color=style.ACCENT, ha="center", va="center", fontsize=11, bbox=paper)
 
 
 def _labels(labels: Sequence[Any] | None, count: int, inches: float) -> list[str]:
