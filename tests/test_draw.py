@@ -79,6 +79,11 @@ GALLERY = {
         accent=["b"],
         title="One to two",
     ),
+    "diagram, names outside": lambda: pictures.diagram(
+        {"down\n64 x 32": (-3, 0, 1, 1), "h": (0, -1, 1, 1), "up\n64 x 32": (3, 0, 1, 1)},
+        [("down\n64 x 32", "h", ""), ("h", "up\n64 x 32", "on")],
+        outside=True,
+    ),
     "features": lambda: pictures.features(
         torch.stack([rand(2, 5, seed=i) - 0.5 for i in range(7)]),
         [f"p = {p}" for p in (1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01)],

@@ -219,7 +219,7 @@ def diagram(
     arrows: Sequence[tuple[str, str, str]],
     *,
     accent: Sequence[str] = (),
-    below: bool = False,
+    outside: bool = False,
     ax: Axes | None = None,
     title: str = "",
 ) -> Axes:
@@ -229,7 +229,8 @@ def diagram(
         boxes: {name: (x, y, width, height)}, x and y of the middle, in any one unit; y goes up.
         arrows: (name of the start, name of the end, the word, or ""), straight, edge to edge.
         accent: names of the boxes to point at.
-        below: write the names under their boxes, which stay free for pictures.
+        outside: write each name beside its box, away from the middle, or under it there: the boxes
+            stay free for pictures.
         ax: where to draw; default a new figure.
         title: above the picture.
 
@@ -249,20 +250,23 @@ def diagram(
         raise ValueError(f"diagram has no box {sorted(unknown)}; it has {', '.join(at)}")
     corners = np.array([[x - w / 2, x + w / 2, y - h / 2, y + h / 2] for x, y, w, h in at.values()])
     low, high = corners.min(0)[[0, 2]], corners.max(0)[[1, 3]]
-    wide, tall = (high - low) * 1.04 + 1e-9
+    longest = max(len(line) for name in at for line in name.split("\n"))
+    share = min(0.3, 0.09 * longest / style.WIDTH) if outside else 0.01  # of the width, for a name
+    wide = (high[0] - low[0]) / (1 - 2 * share)
+    foot = 0.45 * wide / style.WIDTH if outside else 0.0
+    tall = high[1] - low[1] + foot + 0.02 * wide
     ax = style.axes(ax, min(5.5, max(1.5, style.WIDTH * tall / wide)), title)
-    places = {}
+    middle, places = (low[0] + high[0]) / 2, {}
     for name, (x, y, w, h) in at.items():
-        edge = style.ACCENT if name in accent else style.GREY
-        places[name] = Rectangle((x - w / 2, y - h / 2), w, h, fc="none", ec=edge, lw=1.3)
+        colour = style.ACCENT if name in accent else style.GREY
+        places[name] = Rectangle((x - w / 2, y - h / 2), w, h, fc="none", ec=colour, lw=1.3)
         ax.add_patch(places[name])
-        spot, va = ((x, y - h / 2 - 0.01 * tall), "top") if below else ((x, y), "center")
-        colour = style.ACCENT if name in accent else style.INK
-        ax.text(*spot, name, ha="center", va=va, color=colour, fontsize=10)
+        spot = _beside(x, y, w, h, middle, 0.01 * wide) if outside else (x, y, "center", "center")
+        _name(ax, name, *spot, style.ACCENT if name in accent else style.INK)
     for start, end, word in arrows:
         _join(ax, at[start][:2], at[end][:2], places[start], places[end], word)
-    ax.set(xlim=(low[0] - 0.02 * wide, high[0] + 0.02 * wide), aspect="equal")
-    ax.set(ylim=(low[1] - (0.1 if below else 0.02) * tall, high[1] + 0.02 * tall))
+    ax.set(xlim=(middle - wide / 2, middle + wide / 2), aspect="equal")
+    ax.set(ylim=(low[1] - foot - 0.01 * wide, high[1] + 0.01 * wide))
     ax.axis("off")
     return ax
 
@@ -414,6 +418,20 @@ def _arrow(ax: Axes, tip: np.ndarray, colour: str, text: str, aside: float, dash
         "alpha": 0.8,
     }
     ax.text(x, y, text, color=colour, ha="center", va="center", fontsize=13, bbox=box)
+
+
+def _beside(
+    x: float, y: float, w: float, h: float, middle: float, gap: float
+) -> tuple[float, float, str, str]:
+    """Where a name stands outside its box, and how it is aligned."""
+    if abs(x - middle) <= w / 2:
+        return x, y - h / 2 - gap, "center", "top"
+    side = 1 if x > middle else -1
+    return x + side * (w / 2 + gap), y, "left" if side > 0 else "right", "center"
+
+
+def _name(ax: Axes, name: str, x: float, y: float, ha: str, va: str, colour: str) -> None:
+    ax.text(x, y, name, ha=ha, va=va, color=colour, fontsize=10)
 
 
 def _join(
