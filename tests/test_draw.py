@@ -73,6 +73,17 @@ GALLERY = {
     "stage": lambda: pictures.stage(
         torch.tensor([[0.8, 0.0], [1.0, 1.2]]), torch.eye(2), 1.8, "Stretched and turned"
     ),
+    "diagram": lambda: pictures.diagram(
+        {"a": (0, 0, 1, 1), "a long name": (3, 1, 2, 1), "b": (3, -1, 2, 1)},
+        [("a", "a long name", "2"), ("a", "b", "")],
+        accent=["b"],
+        title="One to two",
+    ),
+    "diagram, names outside": lambda: pictures.diagram(
+        {"down\n64 x 32": (-3, 0, 1, 1), "h": (0, -1, 1, 1), "up\n64 x 32": (3, 0, 1, 1)},
+        [("down\n64 x 32", "h", ""), ("h", "up\n64 x 32", "on")],
+        outside=True,
+    ),
     "features": lambda: pictures.features(
         torch.stack([rand(2, 5, seed=i) - 0.5 for i in range(7)]),
         [f"p = {p}" for p in (1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01)],
@@ -361,6 +372,10 @@ def test_colour_maps_darken_evenly_away_from_zero(half):
         (lambda: pictures.cards(images(2), rand(2, 3), NAMES), "7 names"),
         (lambda: pictures.ellipse(torch.eye(3), torch.ones(3), torch.eye(3)), r"U \(2, 2\)"),
         (lambda: pictures.stage(torch.eye(3), torch.eye(2), 1), r"A \(2, 2\) and V"),
+        (lambda: pictures.diagram({"a": (0, 0, 1)}, []), r"takes boxes \(x, y"),
+        (lambda: pictures.diagram({"a": (0, 0, 1, 0)}, []), r"height > 0"),
+        (lambda: pictures.diagram({}, []), r"takes boxes"),
+        (lambda: pictures.diagram({"a": (0, 0, 1, 1)}, [("a", "b", "")]), r"no box \['b'\]"),
         (lambda: pictures.features(torch.zeros(2, 5)), r"W \(B, 2, n\)"),
         (lambda: pictures.heat(-torch.ones(2, 2)), "signed=True"),
         (lambda: curves.spectrum(torch.tensor([1.0, torch.inf])), "infinite"),

@@ -4,7 +4,7 @@ from typing import Any
 
 from mathkit.draw import style as style
 from mathkit.draw.curves import over_time, spectrum, tradeoff
-from mathkit.draw.pictures import cards, ellipse, features, heat, stage, strip
+from mathkit.draw.pictures import cards, diagram, ellipse, features, heat, stage, strip
 from mathkit.draw.style import SIGNED, UNSIGNED, png, use
 from mathkit.draw.table import Table
 from mathkit.draw.widgets import flipbook, live, rotate_stretch_rotate
@@ -32,6 +32,7 @@ __all__ = [
     "UNSIGNED",
     "Table",
     "cards",
+    "diagram",
     "ellipse",
     "features",
     "flipbook",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -214,6 +214,64 @@ def stage(A: Tensor, V: Tensor, reach: float, title: str = "", *, ax: Axes | Non
 
 
 @style.styled
+def diagram(
+    boxes: Mapping[str, Sequence[float]],
+    arrows: Sequence[tuple[str, str, str]],
+    *,
+    accent: Sequence[str] = (),
+    outside: bool = False,
+    ax: Axes | None = None,
+    title: str = "",
+) -> Axes:
+    """Boxes, each with its name, and arrows from box to box with a word beside each.
+
+    Args:
+        boxes: {name: (x, y, width, height)}, x and y of the middle, in any one unit; y goes up.
+        arrows: (name of the start, name of the end, the word, or ""), straight, edge to edge.
+        accent: names of the boxes to point at.
+        outside: write each name beside its box, away from the middle, or under it there: the boxes
+            stay free for pictures.
+        ax: where to draw; default a new figure.
+        title: above the picture.
+
+    Returns: the ax, in the boxes' unit.
+    Raises ValueError without boxes, on a box that is not four finite numbers of positive size, and
+    on an arrow or an accent of another name.
+
+    >>> from mathkit import draw
+    >>> ax = draw.diagram({"a": (0, 0, 1, 1), "b": (3, 0, 1, 1)}, [("a", "b", "twice")])
+    >>> [text.get_text() for text in ax.texts if text.get_text()]
+    ['a', 'b', 'twice']
+    """
+    at = {name: style.numbers(box) for name, box in boxes.items()}
+    if not at or any(b.shape != (4,) or b[2:].min() <= 0 for b in at.values()):
+        raise ValueError(f"diagram takes boxes (x, y, width, height > 0), got {dict(boxes)}")
+    if unknown := {n for a in arrows for n in a[:2]}.union(accent) - set(at):
+        raise ValueError(f"diagram has no box {sorted(unknown)}; it has {', '.join(at)}")
+    corners = np.array([[x - w / 2, x + w / 2, y - h / 2, y + h / 2] for x, y, w, h in at.values()])
+    low, high = corners.min(0)[[0, 2]], corners.max(0)[[1, 3]]
+    longest = max(len(line) for name in at for line in name.split("\n"))
+    share = min(0.3, 0.09 * longest / style.WIDTH) if outside else 0.01  # of the width, for a name
+    wide = (high[0] - low[0]) / (1 - 2 * share)
+    foot = 0.45 * wide / style.WIDTH if outside else 0.0
+    tall = high[1] - low[1] + foot + 0.02 * wide
+    ax = style.axes(ax, min(5.5, max(1.5, style.WIDTH * tall / wide)), title)
+    middle, places = (low[0] + high[0]) / 2, {}
+    for name, (x, y, w, h) in at.items():
+        colour = style.ACCENT if name in accent else style.GREY
+        places[name] = Rectangle((x - w / 2, y - h / 2), w, h, fc="none", ec=colour, lw=1.3)
+        ax.add_patch(places[name])
+        spot = _beside(x, y, w, h, middle, 0.01 * wide) if outside else (x, y, "center", "center")
+        _name(ax, name, *spot, style.ACCENT if name in accent else style.INK)
+    for start, end, word in arrows:
+        _join(ax, at[start][:2], at[end][:2], places[start], places[end], word)
+    ax.set(xlim=(middle - wide / 2, middle + wide / 2), aspect="equal")
+    ax.set(ylim=(low[1] - foot - 0.01 * wide, high[1] + 0.01 * wide))
+    ax.axis("off")
+    return ax
+
+
+@style.styled
 def heat(
     M: Tensor,
     *,
@@ -360,6 +418,31 @@ def _arrow(ax: Axes, tip: np.ndarray, colour: str, text: str, aside: float, dash
         "alpha": 0.8,
     }
     ax.text(x, y, text, color=colour, ha="center", va="center", fontsize=13, bbox=box)
+
+
+def _beside(
+    x: float, y: float, w: float, h: float, middle: float, gap: float
+) -> tuple[float, float, str, str]:
+    """Where a name stands outside its box, and how it is aligned."""
+    if abs(x - middle) <= w / 2:
+        return x, y - h / 2 - gap, "center", "top"
+    side = 1 if x > middle else -1
+    return x + side * (w / 2 + gap), y, "left" if side > 0 else "right", "center"
+
+
+def _name(ax: Axes, name: str, x: float, y: float, ha: str, va: str, colour: str) -> None:
+    ax.text(x, y, name, ha=ha, va=va, color=colour, fontsize=10)
+
+
+def _join(
+    ax: Axes, start: np.ndarray, end: np.ndarray, one: Rectangle, other: Rectangle, word: str
+) -> None:
+    """An arrow from the edge of one box to that of another, its word where it is free."""
+    pen = {"arrowstyle": "-|>", "color": style.GREY, "lw": 1.5, "shrinkA": 1, "shrinkB": 1}
+    ax.annotate("", tuple(end), tuple(start), arrowprops=pen | {"patchA": one, "patchB": other})
+    x, y = 0.42 * start + 0.58 * end
+    paper = {"facecolor": mpl.rcParams["axes.facecolor"], "edgecolor": "none", "pad": 1.0}
+    ax.text(x, y, word, color=style.ACCENT, ha="center", va="center", fontsize=11, bbox=paper)
 
 
 def _labels(labels: Sequence[Any] | None, count: int, inches: float) -> list[str]:
