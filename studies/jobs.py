@@ -11,6 +11,7 @@ import torch
 
 from mathkit import data
 from mathkit.chapters import neurons
+from mathkit.chapters.eigenfaces import eigenfaces
 from mathkit.chapters.treatment import (
     Cases,
     admit,
@@ -25,9 +26,11 @@ from mathkit.diffusion.load import load_model
 from mathkit.diffusion.model import Model
 from mathkit.scores import rounded
 from mathkit.show.posterior import Posterior
-from mathkit.show.puppets import CONTINUOUS, FEW_FACTORS, STRANGER
+from mathkit.show.puppets import CONTINUOUS, FEW_FACTORS, STRANGER, render, sample_factors
 from mathkit.show.reader import read_factors
+from studies import crowds as crowd_table
 from studies import model_card, neuron_edits
+from studies.model_card import TIMES
 from studies.rows import TABLES
 from studies.runner import TEST_FROM, find_samples, job, processes, publish
 from studies.ship import write_card
@@ -105,6 +108,21 @@ def measure(name: str, truth: Posterior, samples: int, frames: int, moving: Sequ
     table = {"card": card, "factors": factors, "derivative": derivative}
     publish(name, table, parts + slopes, networks)
     write_card(f"{name}/unet/diffusion_pytorch_model.safetensors", card)
+
+
+def sides() -> None:
+    """Her Jacobian's right, left and symmetric directions on 20 frames, beside the exact ones."""
+    p, few, many = load_model("alice"), Posterior(8000), Posterior()
+    fresh = render(sample_factors(2000, seed=8))  # frames that no bank holds
+    reference = eigenfaces(fresh, 10, tol=1e-3).axes
+    points = [(i, t) for i in range(20) for t in TIMES[:2]]
+
+    def measured(at: tuple[int, int]) -> dict[str, float]:
+        truth = many if at[1] == TIMES[1] else few  # the lower the noise, the fewer have a say
+        return model_card.sides_row(p, truth, reference, *at)
+
+    rows = job("sides", points, measured, ("alice",))
+    publish("sides", {"rows": [r["rows"] for r in rows]}, rows, ("alice",))
 
 
 def find_ill(name: str, p: Model, seed: int, wanted: int) -> tuple[list[int], int]:
@@ -234,14 +252,23 @@ def toys() -> None:
     publish("superposition", {"sweeps": described, "rows": rows}, answers, networks=())
 
 
+def crowds() -> None:
+    """The power of chapter 10's dictionaries: planted worlds, two of each kind."""
+    items = [(*world, seed) for seed in range(2) for world in crowd_table.WORLDS]
+    rows = job("crowds", items, lambda at: crowd_table.crowd_row(*at), networks=())
+    publish("crowds", {"rows": [r["rows"] for r in rows]}, rows, networks=())
+
+
 JOBS: dict[str, tuple[Callable[[], None], int]] = {
     "alice": (alice, 15),
     "understudy": (understudy, 5),
+    "sides": (sides, 30),
     "decided": (decide, 20),
     "neurons": (meet_neurons, 15),
     "neuron_off": (switch_off, 40),
     "turned": (turn, 15),
     "superposition": (toys, 45),
+    "crowds": (crowds, 10),
     "protocol": (write_protocol, 35),
     "amendment": (write_amendment, 5),
     **{name: (functools.partial(run_trial, name), part.minutes) for name, part in TABLES.items()},

@@ -13,6 +13,7 @@ from mathkit.chapters.eigenfaces import eigenpuppets
 from mathkit.diffusion.model import Model
 from mathkit.diffusion.sampling import noised, posterior_mean, sample
 from mathkit.linear.jacobian import jacobian
+from mathkit.linear.linear_map import LinearMap
 from mathkit.linear.subspaces import overlap
 from mathkit.linear.svd import svd
 from mathkit.show import puppets
@@ -114,6 +115,41 @@ def derivative_row(p: Model, truth: Posterior, frame: int, t: int, k: int = 10) 
         row |= {"exact": float(abar**0.5 * exact_s[0]), "overlap": overlap(v, exact_v)}
         row |= {"error": float(miss)}
     return {"frame": frame, "t": t} | {name: round(value, 4) for name, value in row.items()}
+
+
+def sides_row(
+    p: Model, truth: Posterior, reference: Tensor, frame: int, t: int, k: int = 10
+) -> dict[str, float]:
+    """The k directions of her posterior mean's Jacobian J at one noised frame, from three sides.
+
+    right, left: the overlap of the top k singular vectors with the span of `reference`; ess: the
+    effective sample size of the exact posterior. Where that is over 500 also symmetric, for the top
+    vectors of (J + J^T) / 2; exact, for the exact posterior's own; and "right exact" and so on, the
+    overlap of each with the exact posterior's. The frames are those of `derivative_row`.
+    """
+    xt = noised(p, puppets.render(truth.draw(frame + 1, 21)[frame:]), t, seed=frame)
+    abar = float(p.alphas_cumprod[t])
+    A = jacobian(posterior_mean(p, t), xt)
+    U, _, V = svd(A, k)
+    sides = {"right": V, "left": U}
+    row = {"ess": float(truth.ess(xt.cpu(), abar))}
+    if row["ess"] > ENOUGH:
+        exact = truth.directions(xt.cpu(), abar, k)[0]
+        sides |= {"symmetric": svd(symmetric(A), k).V, "exact": exact}
+        row |= {
+            f"{name} exact": overlap(v.cpu(), exact) for name, v in sides.items() if name != "exact"
+        }
+    row |= {name: overlap(v.cpu(), reference) for name, v in sides.items()}
+    return {"frame": frame, "t": t} | {name: round(value, 4) for name, value in row.items()}
+
+
+def symmetric(A: LinearMap) -> LinearMap:
+    """(A + A^T) / 2, of a map from a space to itself; a push is a push and a pull of A."""
+
+    def half(W: Tensor) -> Tensor:
+        return (A.push(W) + A.pull(W)) / 2
+
+    return LinearMap(half, half, A.in_shape, A.out_shape, A.dtype, A.device)
 
 
 def derivative_card(rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -116,3 +117,25 @@ def try_edits(
             head = {"row": name, "index": case.index[0], "strength": s}
             records.append(head | record(marks, 0))
     return records
+
+
+def more_cured(
+    one: Sequence[Mapping[str, Any]],
+    other: Sequence[Mapping[str, Any]],
+    dose: float,
+    resamples: int = 2000,
+) -> tuple[float, float, float]:
+    """How many more of 1 the one row cures than the other at a mean side effect of `dose`, between
+    the strengths by straight lines: the mean and the 2.5 and 97.5 % points over patients drawn
+    again, each with its outcomes in both rows."""
+    count = len(one[0]["side"])
+    draws = np.random.default_rng(0).integers(count, size=(resamples, count))
+
+    def cured(row: Sequence[Mapping[str, Any]]) -> np.ndarray:
+        side = np.array([e["side"] for e in row])[:, draws].mean(2)
+        share = (np.array([e["outcome"] for e in row]) == 1)[:, draws].mean(2)
+        return np.array([np.interp(dose, x, y) for x, y in zip(side.T, share.T, strict=True)])
+
+    more = cured(one) - cured(other)
+    low, high = np.quantile(more, (0.025, 0.975))
+    return float(more.mean()), float(low), float(high)

@@ -1,0 +1,52 @@
+"""How many sparse features two dictionaries agree on: in planted crowds, and in ALICE's h."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mathkit.chapters import superposition as sp
+from mathkit.diffusion.encoder import encoder
+from mathkit.diffusion.model import Model
+from mathkit.diffusion.sampling import noised
+from mathkit.show.puppets import render, sample_factors
+
+FRAMES, TIME, SEED = 200, 500, 30  # fresh frames of the show under noise, and their seed
+SHARE, MANY = 0.8, 192  # what the features have of the mean square; how many, while that varies
+# Each: features, share. 0 features: Gaussian vectors.
+WORLDS = [(n, SHARE) for n in (32, 64, 128, MANY, 256)]
+WORLDS += [(MANY, share) for share in (0.2, 0.4, 0.6)] + [(0, 0.0)]
+
+
+def places(p: Model, frames: int = FRAMES) -> tuple[Tensor, Tensor]:
+    """Factors (frames, 13), and h at every place of every frame, (64 frames, channels), less the
+    mean of the place. Cost: `frames` renders and encoder calls."""
+    q = sample_factors(frames, SEED)
+    with torch.no_grad():
+        h = p.chunked(noised(p, render(q), TIME, seed=0), lambda part, _: encoder(p, TIME)(part))
+    return q, (h - h.mean(0)).permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def count(X: Tensor, steps: int = 600) -> tuple[int, Tensor, Tensor]:
+    """The entries that two dictionaries of whitened X agree on, the first of them, its codes."""
+    D, codes = sp.dictionary(sp.whitened(X), steps=steps, seed=1)
+    other = sp.dictionary(sp.whitened(X), steps=steps, seed=2)[0]
+    return sp.agreed(D, codes, other), D, codes
+
+
+def crowd_row(n: int, share: float, seed: int) -> dict[str, float]:
+    """One planted world, as many vectors as ALICE gives; found: planted directions in the
+    dictionary, cosine > .9."""
+    X, f = sp.crowd(n, share, 64 * FRAMES, 128, seed=seed)
+    agreed, D, _ = count(X)
+    found = int(((D @ f.T).amax(0) > 0.9).sum()) if n else 0
+    return {"n": n, "share": share, "seed": seed, "agreed": agreed, "found": found}
+
+
+def named(n: int, Y: Tensor, random: torch.Generator) -> Tensor:
+    """A pooled h in which n features are planted at random directions: the first have the values Y
+    (B, j), the others are rare; each of variance 1. (B, 128)."""
+    x = sp.Features(torch.full((1, n), 0.1)).draw(len(Y), random)[0].T
+    x[:, : Y.shape[1]] = Y
+    f = torch.nn.functional.normalize(torch.randn(n, 128, generator=random), dim=1)
+    return (x - x.mean(0)) / x.std(0) @ f
