@@ -15,6 +15,10 @@ COMMANDS = {
         "the papers' experiments on one model, your own picture included, as a page",
         "mathkit.tools.report",
     ),
+    "edit": (
+        "a photograph along a direction of your choice, from file to file",
+        "mathkit.tools.edit",
+    ),
 }
 
 

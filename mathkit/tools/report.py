@@ -46,7 +46,7 @@ def make(settings: Settings, out: str | Path) -> Path:
     image = None if settings.image is None else data.sha256(settings.image)
     noted = {"weights": study.p.revision, "image SHA-256": image}
     noted |= {"ran on": study.p.device.type, "torch": torch.__version__}
-    _begin(folder, dataclasses.asdict(settings) | noted)
+    begin(folder / SETTINGS, dataclasses.asdict(settings) | noted)
     bar, parts = tqdm(PARTS.items(), unit="part"), []
     for number, (name, part) in enumerate(bar):
         bar.set_description(name)
@@ -81,17 +81,17 @@ def _made(name: str, part: Callable[[Study], Iterator[Piece]], study: Study) -> 
     return {"name": name, "about": about, "pieces": pieces, "seconds": seconds} | failed
 
 
-def _begin(folder: Path, settings: dict[str, Any]) -> None:
-    """Note the settings, or compare them with those noted."""
-    path, now = folder / SETTINGS, json.loads(json.dumps(settings))
+def begin(path: Path, settings: dict[str, Any]) -> None:
+    """Note the settings in a file, or compare them with those noted; ValueError if they differ."""
+    now = json.loads(json.dumps(settings))
     if not path.exists():
         return data.store(path, (json.dumps(now, indent=1) + "\n").encode())
     old = json.loads(path.read_text("utf-8"))
     differ = [f"{k} {old.get(k)!r}, now {v!r}" for k, v in now.items() if old.get(k) != v]
     if differ:
         raise ValueError(
-            f"{folder} was begun with other settings: {'; '.join(differ)}. Give the same again to "
-            "finish it, or another folder"
+            f"{path.parent} was begun with other settings: {'; '.join(differ)}. Give the same "
+            "again to finish it, or another folder"
         )
 
 
@@ -131,6 +131,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     )  # fmt: skip
     parser.add_argument("--out", required=True, help="folder of the report")
 
+    add_settings(parser)
+    given = {k: v for k, v in vars(parser.parse_args(argv)).items() if v is not None}
+    print(make(Settings(**{k: v for k, v in given.items() if k != "out"}), given["out"]))
+
+
+def add_settings(parser: argparse.ArgumentParser, leave_out: Sequence[str] = ()) -> None:
+    """An option for each field of `Settings`; what is not given is None."""
+
     def numbers(text: str) -> tuple[float, ...]:
         return tuple(map(float, text.split(",")))
 
@@ -139,10 +147,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     kinds: dict[str, Callable[[str], Any]] = {"region": numbers, "times": integers}
     for field in dataclasses.fields(Settings):
+        if field.name in leave_out:
+            continue
         default: Any = field.default
         kind = kinds.get(field.name, str if default is None else type(default))
         shown = "none" if default is None else _flag(default)
         shown = "900,700,500 of 1,000" if field.name == "times" else shown
-        parser.add_argument(f"--{field.name}", type=kind, default=default, help=f"default {shown}")
-    given = vars(parser.parse_args(argv))
-    print(make(Settings(**{k: v for k, v in given.items() if k != "out"}), given["out"]))
+        parser.add_argument(f"--{field.name}", type=kind, help=f"default {shown}")

@@ -242,17 +242,26 @@ def read_image(path: str | Path, p: UNetModel) -> Tensor:
     channels, high, wide = p.image_shape
     if channels not in (1, 3):
         raise ValueError(f"pictures have 1 or 3 channels, the model's {channels}: give no image")
+    fitted = ImageOps.fit(opened(path, channels), (wide, high), Image.Resampling.LANCZOS)
+    pixels = torch.from_numpy(np.array(fitted, dtype=np.float32)).reshape(high, wide, -1)
+    pixels = pixels.clamp(0, 255).expand(-1, -1, channels)
+    return (pixels / 127.5 - 1).permute(2, 0, 1)[None].contiguous().to(p.device)
+
+
+def opened(path: str | Path, channels: int) -> Any:
+    """A picture file as a Pillow image, upright, in L or RGB, or in F where its numbers are finer.
+
+    Raises as `read_image`.
+    """
+    from PIL import Image, ImageOps
+
     try:
         with Image.open(path) as file:
-            turned = _plain(ImageOps.exif_transpose(file), str(path), channels)
+            return _plain(ImageOps.exif_transpose(file), str(path), channels)
     except FileNotFoundError:
         raise
     except OSError as error:  # Pillow's, of a file cut off too
         raise ValueError(f"{path} is no picture that Pillow can read ({error})") from None
-    fitted = ImageOps.fit(turned, (wide, high), Image.Resampling.LANCZOS)
-    pixels = torch.from_numpy(np.array(fitted, dtype=np.float32)).reshape(high, wide, -1)
-    pixels = pixels.clamp(0, 255).expand(-1, -1, channels)
-    return (pixels / 127.5 - 1).permute(2, 0, 1)[None].contiguous().to(p.device)
 
 
 def _plain(image: Any, path: str, channels: int) -> Any:

@@ -1,0 +1,171 @@
+"""A photograph edited from file to file: what must stay, what is kept, and what is refused."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from conftest import make_tiny_unet
+from PIL import Image
+from torch import Tensor
+
+import mathkit as mk
+from mathkit.__main__ import main as command
+from mathkit.tools import edit, subject
+from mathkit.tools.edit import Photo
+from mathkit.tools.subject import Settings
+
+pytestmark = pytest.mark.long
+SIZE, BOX = (50, 36), (7, 0, 43, 36)  # a photograph and the square that a model sees of it
+
+
+@pytest.fixture(autouse=True)
+def closed() -> Iterator[None]:
+    yield
+    plt.close("all")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A diffusers folder: images (3, 16, 16), h (8, 2, 2)."""
+    from diffusers import DDPMPipeline, DDPMScheduler
+
+    place = tmp_path_factory.mktemp("model") / "tiny"
+    DDPMPipeline(make_tiny_unet(), DDPMScheduler()).save_pretrained(place)
+    return place
+
+
+@pytest.fixture(scope="module")
+def me(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("photo") / "me.png"
+    noise = np.random.default_rng(0).integers(60, 190, (SIZE[1], SIZE[0], 3), dtype=np.uint8)
+    Image.fromarray(noise).save(place)
+    return place
+
+
+def settings(tiny: Path, me: Path, **more: Any) -> Settings:
+    given = {"model": str(tiny), "image": str(me), "times": (500,), "k": 3, "steps": 4}
+    return Settings(**(given | more))
+
+
+@pytest.fixture(scope="module")
+def photo(tiny: Path, me: Path, tmp_path_factory: pytest.TempPathFactory) -> Photo:
+    return Photo(settings(tiny, me), tmp_path_factory.mktemp("edit"))
+
+
+def pixels(image: Any) -> np.ndarray:
+    """Of an image, or of a picture file."""
+    if isinstance(image, str | Path):
+        with Image.open(image) as file:
+            return pixels(file)
+    return np.array(image).astype(int)
+
+
+def flat(V: Tensor) -> Tensor:
+    return V.flatten(1).double()
+
+
+def test_no_step_leaves_the_photograph_as_it_is(photo: Photo, me: Path) -> None:
+    same = photo.edited(1, 0.0)
+    assert same.size == SIZE
+    assert np.array_equal(pixels(same), pixels(me))
+
+
+def test_a_step_changes_what_the_model_sees_and_nothing_beside_it(photo: Photo, me: Path) -> None:
+    change = np.abs(pixels(photo.edited(1, 0.4)) - pixels(me)).max(2)
+    left, top, right, bottom = BOX
+    seen = np.zeros_like(change, dtype=bool)
+    seen[top:bottom, left:right] = True
+    assert change[~seen].max() == 0 and change[seen].max() > 0
+
+
+def test_an_edit_is_the_move_and_the_way_down_by_hand(photo: Photo) -> None:
+    moved = mk.move(photo.study.p, photo.x, photo.t, photo.V[1], 0.2, 1)[-1]
+    steps = photo.study.steps(photo.t)
+    by_hand = mk.denoise(photo.study.p, moved, photo.t, steps).clamp(-1, 1)
+    assert torch.allclose(photo.images(2, [0.2]), by_hand, atol=1e-5)
+
+
+def test_the_directions_are_the_encoders_at_the_picture(photo: Photo) -> None:
+    J = mk.jacobian(mk.encoder(photo.study.p, photo.t), photo.x).dense().double()
+    S = torch.linalg.svdvals(J)[:3]
+    assert torch.allclose(photo.S.double(), S, rtol=1e-2)
+    stretched = (J @ flat(photo.V).T).norm(dim=0)
+    assert torch.allclose(stretched, S, rtol=1e-2)
+
+
+def test_with_a_region_no_direction_holds_what_the_rest_feels_most(
+    tiny: Path, me: Path, tmp_path: Path
+) -> None:
+    photo = Photo(settings(tiny, me, region=(0.0, 0.0, 0.5, 1.0)), tmp_path, inside=True)
+    J = mk.jacobian(mk.posterior_mean(photo.study.p, photo.t), photo.x).dense().double()
+    rest = (1 - photo.study.region).flatten().double()
+    N = torch.linalg.svd(rest[:, None] * J).Vh[:3]
+    assert (flat(photo.V) @ N.T).abs().max() < 0.05
+    assert torch.allclose(flat(photo.V).norm(dim=1), torch.ones(3).double(), atol=1e-5)
+
+
+def test_what_was_found_is_kept(photo: Photo, tiny: Path, me: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(Photo, "_found", None)
+    again = Photo(settings(tiny, me), photo.folder)
+    assert torch.equal(again.V, photo.V) and torch.equal(again.x, photo.x)
+
+
+def test_a_folder_is_of_one_picture(photo: Photo, tiny: Path, me: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.png"
+    Image.fromarray(pixels(me).astype(np.uint8)[::-1]).save(other)
+    with pytest.raises(ValueError, match="begun with other settings"):
+        Photo(settings(tiny, other), photo.folder)
+
+
+@pytest.mark.parametrize("size", [(40, 40), (41, 30), (7, 90)])
+def test_the_box_is_central_and_as_large_as_can_be(size: tuple[int, int]) -> None:
+    left, top, right, bottom = edit._central(size, (16, 16))
+    assert right - left == bottom - top == min(size)
+    assert abs(left - (size[0] - right)) <= 1 and abs(top - (size[1] - bottom)) <= 1
+
+
+def test_a_picture_turned_by_its_camera_stands_upright(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.jpg", exif=exif)
+    assert subject.opened(tmp_path / "a.jpg", 3).size == (20, 30)
+
+
+def test_a_grey_model_makes_grey_pictures() -> None:
+    assert edit._picture(torch.zeros(1, 1, 4, 4)).mode == "L"
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda p: p.edited(4, 0.1), "direction is an integer in 0 ... 3, got 4"),
+        (lambda p: p.edited(1, 3.0), "strength"),
+        (lambda p: Photo(Settings(), p.folder), "give image, a file"),
+    ],
+)
+def test_what_cannot_be_edited_is_refused(photo: Photo, call: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        call(photo)
+
+
+def test_the_two_commands(tiny: Path, me: Path, tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "mine"
+    given = ["--model", str(tiny), "--image", str(me), "--times", "500", "--k", "2", "--steps", "4"]
+    assert command(["edit", "--out", str(out), *given]) == 0
+    told = capsys.readouterr().out
+    assert f"--out {out} --direction N" in told
+    assert pixels(out / "directions.png").shape[1] > 500
+    assert command(["edit", "--out", str(out), "--direction", "2", "--strength", "0.3"]) == 0
+    made = capsys.readouterr().out.split()
+    assert [Path(name).name for name in made] == [
+        "direction-2+0.3.png", "direction-2+0.3-strip.png"
+    ]  # fmt: skip
+    assert pixels(made[0]).shape == (*SIZE[::-1], 3)
+    assert json.loads((out / "edit.json").read_text())["strength"] == 0.1
+    assert command(["edit", "--out", str(out), "--direction", "3"]) == 1
+    assert "direction" in capsys.readouterr().err
