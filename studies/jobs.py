@@ -27,7 +27,7 @@ from mathkit.scores import rounded
 from mathkit.show.posterior import Posterior
 from mathkit.show.puppets import CONTINUOUS, FEW_FACTORS, STRANGER
 from mathkit.show.reader import read_factors
-from studies import model_card, neuron_edits
+from studies import baselines, model_card, neuron_edits
 from studies.rows import TABLES
 from studies.runner import TEST_FROM, find_samples, job, processes, publish
 from studies.ship import write_card
@@ -246,5 +246,7 @@ JOBS: dict[str, tuple[Callable[[], None], int]] = {
     "amendment": (write_amendment, 5),
     **{name: (functools.partial(run_trial, name), part.minutes) for name, part in TABLES.items()},
     "always": (run_always, 20),
+    "second_amendment": (baselines.write_amendment, 5),
+    **{n: (functools.partial(baselines.run, n), 30) for n in ("baselines", "baselines_healthy")},
     **SURVEYS,
 }

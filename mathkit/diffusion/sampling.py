@@ -128,13 +128,14 @@ def sample(
     return denoise(p, start(p, seed, which), top, steps, callback=callback, progress=progress)
 
 
-def start(p: Model, seed: int | Sequence[int], index: Sequence[int]) -> Tensor:
+def start(p: Model, seed: int | Sequence[int], index: Sequence[int], stream: int = 0) -> Tensor:
     """The x_T ~ N(0, I) that `sample` denoises, (len(index), *shape) on p.device.
 
-    Item i depends on (seed, index[i]) alone, whatever the others and the device. Raises ValueError
-    unless seed is one integer >= 0, or one for each of the index, integers >= 0.
+    Item i depends on (seed, index[i]) alone, whatever the others and the device; another stream
+    draws others. Raises ValueError unless seed is one integer >= 0, or one for each of the index,
+    integers >= 0.
     """
-    return _Noise(p, seed, index, stream=0)()
+    return _Noise(p, seed, index, stream)()
 
 
 def denoise(
