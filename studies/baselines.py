@@ -205,9 +205,8 @@ def run(name: str) -> None:
     index = data.stored("trial" if name == "baselines" else "trial_healthy")["index"]
     rows = [Baseline(**row) for row in more["rows"]]
     lots = [index[i : i + LOT] for i in range(0, len(index), LOT)]
-    answers = job(
-        name, lots, lambda lot: _lot(ward, chosen, rows, lot), settings=trial.digest(more)
-    )
+    work = functools.partial(_lot, ward, chosen, rows)
+    answers = job(name, lots, work, settings=trial.digest(more))
     marks = trial.MARKS if name == "baselines" else ("p", "side", "outside")
     columns = trial.columns_of(answers, marks)
     for row, (column,) in columns.items():
