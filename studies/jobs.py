@@ -28,8 +28,8 @@ from mathkit.scores import rounded
 from mathkit.show.posterior import Posterior
 from mathkit.show.puppets import CONTINUOUS, FEW_FACTORS, STRANGER, render, sample_factors
 from mathkit.show.reader import read_factors
+from studies import baselines, model_card, neuron_edits
 from studies import crowds as crowd_table
-from studies import model_card, neuron_edits
 from studies.model_card import TIMES
 from studies.rows import TABLES
 from studies.runner import TEST_FROM, find_samples, job, processes, publish
@@ -273,5 +273,7 @@ JOBS: dict[str, tuple[Callable[[], None], int]] = {
     "amendment": (write_amendment, 5),
     **{name: (functools.partial(run_trial, name), part.minutes) for name, part in TABLES.items()},
     "always": (run_always, 20),
+    "second_amendment": (baselines.write_amendment, 5),
+    **{n: (functools.partial(baselines.run, n), 30) for n in ("baselines", "baselines_healthy")},
     **SURVEYS,
 }

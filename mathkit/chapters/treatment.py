@@ -88,16 +88,17 @@ class Cases:
         """The i-th case alone, as a batch of one. IndexError past the last."""
         if not 0 <= i < len(self):
             raise IndexError(f"expected a case from 0 to {len(self) - 1}, got {i}")
-        return self._rows(slice(i, i + 1))
+        return self.rows(slice(i, i + 1))
 
-    def _rows(self, rows: slice | Sequence[int]) -> Cases:
+    def rows(self, rows: slice | Sequence[int]) -> Cases:
+        """Some of the cases, by their places in the batch."""
         parts = {f: getattr(self, f)[rows] for f in ("xt", "x0", "q", "distance", "cure", "region")}
         index = np.array(self.index)[rows].tolist()
         return dataclasses.replace(self, index=index, known={}, **parts)
 
     def repeat(self, n: int) -> Cases:
         """Every case n times in a row."""
-        return self._rows([i for i in range(len(self)) for _ in range(n)])
+        return self.rows([i for i in range(len(self)) for _ in range(n)])
 
 
 def grid(p: Model, t: int) -> list[int]:

@@ -154,15 +154,16 @@ def sample(
     return denoise(p, start(p, seed, which), p.top, steps, callback=callback, progress=progress)
 
 
-def start(p: Model, seed: int | Sequence[int], index: Sequence[int]) -> Tensor:
+def start(p: Model, seed: int | Sequence[int], index: Sequence[int], stream: int = 0) -> Tensor:
     """The x_T ~ N(0, I) that `sample` denoises, (len(index), *shape) on p.device; where the levels
     explode, as large as x_T is.
 
-    Item i depends on (seed, index[i]) alone, whatever the others and the device. Raises ValueError
-    unless seed is one integer >= 0, or one for each of the index, integers >= 0.
+    Item i depends on (seed, index[i]) alone, whatever the others and the device; another stream
+    draws others. Raises ValueError unless seed is one integer >= 0, or one for each of the index,
+    integers >= 0.
     """
     size = float(np.float32(math.hypot(*p.levels.pair(p.top))))
-    return size * _Noise(p, seed, index, stream=0)()
+    return size * _Noise(p, seed, index, stream)()
 
 
 def denoise(
