@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mathkit import data
+from mathkit.diffusion import galaxies
 from mathkit.diffusion.hub import (
     BUILT_IN,
     KINDS,
@@ -46,7 +47,8 @@ def load_model(
     device and dtype and is not changed: the model shares its weights.
 
     Args:
-        name: "alice", a folder, a Hub id, a diffusers pipeline, or a network.
+        name: "alice", "galaxies" or "galaxies-32" (of another package: `pip install --no-deps
+            galaxygrad==0.1.9`), a folder, a Hub id, a diffusers pipeline, or a network.
         device: "auto" is CUDA where there is one, else the CPU; for a built-in model always the
             CPU, where the book's pictures and tables are made; "mps" only when asked (it lacks the
             float64 of some analyses).
@@ -57,7 +59,8 @@ def load_model(
 
     Returns: a model; `p.revision` records the commit.
     Raises FileNotFoundError for no such model, ValueError for one of another kind or whose files
-    differ, OSError (naming the built-in model) without a network, ImportError without transformers.
+    differ, OSError (naming the built-in model) without a network, ImportError without transformers
+    or the galaxies' package.
 
     >>> mk.load_model("alice").shape
     torch.Size([3, 64, 64])
@@ -68,6 +71,11 @@ def load_model(
         return _in_memory(name, scheduler, (device, dtype, revision) == ("auto", None, None))
     if scheduler is not None:
         raise ValueError("scheduler belongs to a network in memory: a folder has its own")
+    if name in galaxies.FILES and not Path(name).is_dir():
+        if revision is not None:
+            raise ValueError(f"revision belongs to Hub repositories, and {name!r} is not one")
+        place = _device("cpu" if device == "auto" else device)
+        return galaxies.load_galaxies(str(name), place, dtype or torch.float32)
     files = model_files(name, revision, dtype in HALF)
     place = _device("cpu" if device == "auto" and files.source.startswith(BUILT_IN) else device)
     dtype = dtype or torch.float32
