@@ -28,6 +28,7 @@ from mathkit.show.posterior import Posterior
 from mathkit.show.puppets import CONTINUOUS, FEW_FACTORS, STRANGER
 from mathkit.show.reader import read_factors
 from studies import model_card, neuron_edits
+from studies.galaxies import survey_galaxies
 from studies.rows import TABLES
 from studies.runner import TEST_FROM, find_samples, job, processes, publish
 from studies.ship import write_card
@@ -247,4 +248,5 @@ JOBS: dict[str, tuple[Callable[[], None], int]] = {
     **{name: (functools.partial(run_trial, name), part.minutes) for name, part in TABLES.items()},
     "always": (run_always, 20),
     **SURVEYS,
+    "galaxies": (survey_galaxies, 10),
 }

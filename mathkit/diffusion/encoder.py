@@ -113,7 +113,7 @@ def _middle(p: Model) -> nn.Module:
     if isinstance(down, nn.ModuleList) and len(down):
         return down[-1]
     rows = [r for r in p.unet.children() if isinstance(r, nn.ModuleList | nn.Sequential)]
-    row = max(rows, key=len, default=[])
+    row: Any = max(rows, key=len, default=[])
     if len(row) < 2:
         raise ValueError(
             f"{type(p).__name__} has no bottleneck, nor a row of blocks with a middle: say where h "

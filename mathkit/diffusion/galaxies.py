@@ -34,7 +34,7 @@ FILES = {
 }
 STEPS, CLEANEST = 1000, 0.002  # the noise levels: how many, and the least time
 WIDTH = 0.1  # x_0 = log(flux + 1) / WIDTH
-BRIGHTEST = 10.0  # the x_0 that is shown as white
+BRIGHTEST, FAINT = 10.0, 0.5  # the x_0 shown as white, and where the scale turns logarithmic
 BLOCK = 12  # arrays of a block in the file
 
 
@@ -107,8 +107,9 @@ def times(last: float) -> Tensor:
 class GalaxyModel(UNetModel):
     """The network of a file as a Model: x_0 = log(flux + 1) / .1, one channel.
 
-    Images, what `decode` gives, are x_0 / 5 - 1: black is no light, white x_0 = 10. `flux` tells
-    the light itself.
+    Images, what `decode` gives, are 2 asinh(x_0 / .5) / asinh(10 / .5) - 1: -1 is no light, 1 is
+    x_0 = 10, and faint light is lifted, as astronomers show it (Lupton and others 1999). `flux`
+    tells the light itself.
     """
 
     far = 2 * BRIGHTEST
@@ -121,10 +122,10 @@ class GalaxyModel(UNetModel):
                 f"images lie about [-1, 1], got {float(images.max()):.3g}: of x_0 p.decode makes "
                 "images"
             )
-        return (images + 1) * (BRIGHTEST / 2)
+        return FAINT * torch.sinh((images + 1) / 2 * math.asinh(BRIGHTEST / FAINT))
 
     def decode(self, x: Tensor) -> Tensor:
-        return x / (BRIGHTEST / 2) - 1
+        return 2 * torch.asinh(x / FAINT) / math.asinh(BRIGHTEST / FAINT) - 1
 
 
 def flux(x: Tensor) -> Tensor:
