@@ -16,6 +16,7 @@ Beside it in a clone, not installed with it: `studies`, how our own tables and w
 
 from mathkit import scores as scores
 from mathkit.data import info
+from mathkit.diffusion.denoiser import denoiser
 from mathkit.diffusion.edits import guide, inject, move, normalise, shoot
 from mathkit.diffusion.encoder import encoder
 from mathkit.diffusion.load import load_model
@@ -36,6 +37,7 @@ __all__ = [
     "check",
     "check_adjoint",
     "denoise",
+    "denoiser",
     "encoder",
     "guide",
     "info",

@@ -18,6 +18,8 @@ from mathkit.diffusion.networks import UNetModel
 
 SHAPE = (1, 2, 3)
 TIMES = [0, 300, 999]
+# A network without training leads anywhere.
+pytestmark = pytest.mark.filterwarnings("ignore:the x_.*that was made")
 
 
 def gaussian(dtype: torch.dtype = torch.float64) -> GaussianModel:
@@ -295,7 +297,7 @@ def test_networks_and_covariances_of_another_kind_are_refused() -> None:
         with pytest.raises(ValueError, match=message):
             UNetModel(Network(torch.add, **config), linear_schedule())
     with pytest.raises(ValueError, match="prediction is one of"):
-        UNetModel(Network(torch.add), linear_schedule(), "score")
+        UNetModel(Network(torch.add), linear_schedule(), "noise")
     eye = torch.eye(2)
     for cov, message in (
         (torch.eye(3), r"symmetric \(2, 2\)"),

@@ -181,9 +181,9 @@ def normalise(
     mean.
 
     E' is the posterior mean of y with the mean and the standard deviation, over all pixels, of E,
-    the posterior mean of `like`; y' = like + sqrt(abar) (E' - E) / (1 - kappa sqrt(1 - abar)),
+    the posterior mean of `like`; y' = like + s (E' - E) / (1 - kappa n), s and n the levels of t,
     which solves E(y') = E' to first order where the derivative of eps is kappa times the identity.
-    It is not: the published kappa = .99 inflates the step where abar is small.
+    It is not: the published kappa = .99 inflates the step where s is small.
 
     Args:
         p: the model.
@@ -209,7 +209,7 @@ def normalise(
     if not same or y[..., 0, 0, 0].numel() % len(like):
         raise ValueError(f"y is {shape}, got {tuple(y.shape)}")
     kappa = number(kappa, "kappa", 0, 1)
-    abar = float(p.alphas_cumprod[p.time(t)])
+    s, n = p.levels.pair(p.time(t))
     flat = p.check(y.reshape(-1, *like.shape[1:]), "y")
     with torch.no_grad():
         old = p.chunked(like, lambda part, _: p.clean(part, t))
@@ -220,7 +220,7 @@ def normalise(
         raise ValueError("the posterior mean of y is flat: its statistics cannot be restored")
     restored = (new - new.mean(places, keepdim=True)) / found
     restored = restored * target.std(places, keepdim=True) + target.mean(places, keepdim=True)
-    step = abar**0.5 * (restored - target) / (1 - kappa * (1 - abar) ** 0.5)
+    step = s * (restored - target) / (1 - kappa * n)
     return (like.repeat(len(flat) // len(like), 1, 1, 1) + step).reshape(y.shape)
 
 

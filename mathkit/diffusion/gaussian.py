@@ -5,19 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mathkit.diffusion.levels import Levels, Time
 from mathkit.diffusion.model import Model, check_finite, linear_schedule
 
 
 class GaussianModel(Model):
     """The exact denoiser of x_0 ~ N(mean, cov): every derived quantity has a closed form.
 
-    With cov = Q diag(l) Q^T: E[x_0 | x_t] = mean + Q g Q^T (x_t - sqrt(abar) mean),
-    g = sqrt(abar) l / (abar l + 1 - abar), so its Jacobian has the eigenvectors of cov.
+    With cov = Q diag(l) Q^T and the levels s and n: E[x_0 | x_t] = mean + Q g Q^T (x_t - s mean),
+    g = s l / (s^2 l + n^2), so its Jacobian has the eigenvectors of cov.
 
     Args:
         mean: (*shape), its dtype is the model's.
         cov: (n, n), n = numel of mean, symmetric, no negative eigenvalue.
-        alphas_cumprod: abar_t (T,), default 1,000 steps, beta linear from 1e-4 to .02.
+        levels: abar_t (T,), default 1,000 steps, beta linear from 1e-4 to .02; or any `Levels`.
 
     Raises ValueError for a cov that is none.
     Cost: an eigendecomposition; then two products with Q a call.
@@ -28,7 +29,7 @@ class GaussianModel(Model):
     tensor([[True, True]])
     """
 
-    def __init__(self, mean: Tensor, cov: Tensor, alphas_cumprod: Tensor | None = None) -> None:
+    def __init__(self, mean: Tensor, cov: Tensor, levels: Tensor | Levels | None = None) -> None:
         n = mean.numel()
         finite = check_finite(cov) and check_finite(mean)
         if cov.shape != (n, n) or not torch.allclose(cov, cov.T) or not finite:
@@ -36,23 +37,23 @@ class GaussianModel(Model):
         variances, axes = torch.linalg.eigh(cov.double().cpu())
         if variances[0] < -1e-6 * variances[-1].abs():
             raise ValueError(f"cov has a negative eigenvalue, {float(variances[0]):.3g}")
-        abar = linear_schedule() if alphas_cumprod is None else alphas_cumprod
+        abar = linear_schedule() if levels is None else levels
         super().__init__(mean.shape, abar, mean.device, mean.dtype)
         self.mean, self.variances, self.axes = mean, variances.clamp_min(0), axes.to(mean)
 
-    def noise(self, x: Tensor, t: int | Tensor) -> Tensor:
-        abar = self._abar(x, t)
-        return self._filter(x, t, (1 - abar).sqrt() / (abar * self.variances + 1 - abar))
+    def noise(self, x: Tensor, t: Time | Tensor) -> Tensor:
+        s, n = self._levels(x, t)
+        return self._filter(x, t, n / (s**2 * self.variances + n**2))
 
-    def clean(self, x: Tensor, t: int | Tensor) -> Tensor:
-        abar = self._abar(x, t)
-        gain = abar.sqrt() * self.variances / (abar * self.variances + 1 - abar)
-        return self.mean + self._filter(x, t, gain)
+    def clean(self, x: Tensor, t: Time | Tensor) -> Tensor:
+        s, n = self._levels(x, t)
+        return self.mean + self._filter(x, t, s * self.variances / (s**2 * self.variances + n**2))
 
-    def _abar(self, x: Tensor, t: int | Tensor) -> Tensor:
-        return self.alphas_cumprod[self.times(t, len(self.check(x))).cpu(), None]
+    def _levels(self, x: Tensor, t: Time | Tensor) -> tuple[Tensor, Tensor]:
+        s, n = self.levels(self.times(t, len(self.check(x))))
+        return s[:, None], n[:, None]
 
-    def _filter(self, x: Tensor, t: int | Tensor, gain: Tensor) -> Tensor:
+    def _filter(self, x: Tensor, t: Time | Tensor, gain: Tensor) -> Tensor:
         away = (x - self.scales(x, t)[0] * self.mean).flatten(1).to(self.axes)
         gain = gain.to(self.axes.dtype).to(self.axes.device)
         return (away @ self.axes * gain @ self.axes.T).to(x).view_as(x)

@@ -5,6 +5,7 @@ No file of a repository is ever run: configurations are JSON, weights are tensor
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,12 @@ from mathkit.diffusion.hub import (
     model_files,
     read_json,
 )
+from mathkit.diffusion.model import Model
 from mathkit.diffusion.networks import UNetModel, unwrapped
 from mathkit.diffusion.text import TextModel
 
 HALF = (torch.float16, torch.bfloat16)
+CLIPPING = {"DDPMScheduler", "DDIMScheduler"}  # unless they say otherwise
 LEFT_OUT = {"safety_checker", "image_encoder"}  # of a pipeline: they have no part in x_t
 
 
@@ -82,7 +85,8 @@ def load_model(
     unet = _network(files.unet, files.weights, place, dtype)
     abar, prediction = _schedule(files.scheduler)
     if not files.parts:
-        return UNetModel(unet, abar, prediction, files.revision, files.source)
+        p = UNetModel(unet, abar, prediction, files.revision, files.source)
+        return _bounded(p, files.scheduler)
     fine = torch.promote_types(dtype, torch.float32)
     vae = _network(read_json(files.folder / "vae/config.json"), files.parts["vae"], place, fine)
     embed = _text_encoder(files.folder, files.parts["text_encoder"], place, fine)
@@ -110,10 +114,11 @@ def _in_memory(thing: Any, scheduler: Any, as_it_is: bool) -> UNetModel:
             "a network alone has no noise levels: give scheduler=, the one it was trained with, "
             f"e.g. diffusers.DDPMScheduler(), got {type(scheduler).__name__}"
         )
-    abar, prediction = _schedule(dict(scheduler.config))
+    config = dict(scheduler.config)
+    abar, prediction = _schedule(config)
     more = {name for name, part in parts.items() if isinstance(part, nn.Module)} - LEFT_OUT
     if kind == KINDS[0] and more == {"unet"}:
-        return UNetModel(unet, abar, prediction)
+        return _bounded(UNetModel(unet, abar, prediction), config)
     if kind == KINDS[1] and more == {"unet", *PARTS}:
         embed = _embedding(parts["tokenizer"], parts["text_encoder"])
         return TextModel(unet, abar, parts["vae"], embed, prediction)
@@ -205,6 +210,27 @@ def _schedule(config: dict[str, Any]) -> tuple[Tensor, str]:
             f"expected a scheduler with betas (DDPM, DDIM, ...), got {config.get('_class_name')}"
         )
     abar = DDPMScheduler.from_config(config).alphas_cumprod
-    if not float(abar.min()) > 0:
-        raise ValueError("abar reaches 0 (rescale_betas_zero_snr): x_T there says nothing of x_0")
     return abar, config.get("prediction_type", "epsilon")
+
+
+def _bounded(p: Model, config: dict[str, Any]) -> Any:
+    """p, its x_0 kept to the range the scheduler clips or thresholds to, where p needs that."""
+    if p.top == p.levels.top:  # nothing is divided by next to no signal
+        return p
+    if config.get("thresholding"):
+        share, most = config["dynamic_thresholding_ratio"], config["sample_max_value"]
+        p.bound = functools.partial(thresholded, share=share, most=most)
+    elif config.get("clip_sample", config.get("_class_name") in CLIPPING):
+        most = config.get("clip_sample_range", 1.0)
+        p.bound = functools.partial(torch.clamp, min=-most, max=most)
+    return p
+
+
+def thresholded(x0: Tensor, share: float, most: float) -> Tensor:
+    """x_0 (B, *shape) within [-1, 1]: divided by the share's quantile q of its |x_0|, clipped.
+
+    q is at least 1 and at most `most`. Source: dynamic thresholding, 2205.11487.
+    """
+    q = x0.detach().abs().flatten(1).float().quantile(share, 1).clamp(1, most)
+    q = q.to(x0).view(-1, *[1] * (x0.ndim - 1))
+    return (x0 / q).clamp(-1, 1)

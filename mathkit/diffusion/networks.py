@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.parameter import Parameter
 
-from mathkit.arguments import pictures
-from mathkit.diffusion.model import PREDICTIONS, Model
+from mathkit.arguments import FAR, pictures
+from mathkit.diffusion.levels import Levels, Time
+from mathkit.diffusion.predicted import Predicted
 
 
-class UNetModel(Model):
+class UNetModel(Predicted):
     """A diffusers UNet2DModel as a Model.
 
     The network given is left as it is: `unet` shares its weights, has modules of its own, frozen
@@ -22,8 +23,9 @@ class UNetModel(Model):
 
     Args:
         unet: the network.
-        alphas_cumprod: abar_t (T,) of the schedule it was trained with.
-        prediction: "epsilon", "v_prediction" (sqrt(abar) e - sqrt(1 - abar) x_0) or "sample" (x_0).
+        alphas_cumprod: abar_t (T,) of the schedule it was trained with, or any `Levels`.
+        prediction: "epsilon", "v_prediction" (sqrt(abar) e - sqrt(1 - abar) x_0), "sample" (x_0),
+            "score" or "velocity".
         revision: of the weights, as it is to be told.
         source: where they come from, as it is to be told.
 
@@ -31,50 +33,38 @@ class UNetModel(Model):
     """
 
     prompt: str | None = None
+    far = FAR
 
     def __init__(
         self,
         unet: nn.Module,
-        alphas_cumprod: Tensor,
+        alphas_cumprod: Tensor | Levels,
         prediction: str = "epsilon",
         revision: str | None = None,
         source: str = "in memory",
     ) -> None:
-        if prediction not in PREDICTIONS:
-            raise ValueError(f"prediction is one of {', '.join(PREDICTIONS)}, got {prediction!r}")
         unet = unwrapped(unet)
         parameter = next(unet.parameters())
         super().__init__(
             network_shape(unet.config), alphas_cumprod, parameter.device, parameter.dtype
         )
-        self.unet, self.prediction, self.revision = prepared(unet), prediction, revision
+        self._predict(prediction)
+        self.unet, self.revision = prepared(unet), revision
         self.source = source
 
     def encode(self, images: Tensor) -> Tensor:
         return pictures(self.check(images, "images", self.image_shape))
 
-    def _output(self, x: Tensor, t: int | Tensor) -> Tensor:
+    def _output(self, x: Tensor, t: Time | Tensor) -> Tensor:
         return self._call(x, t)
 
-    def _call(self, x: Tensor, t: int | Tensor, *given: Tensor) -> Tensor:
+    def _call(self, x: Tensor, t: Time | Tensor, *given: Tensor) -> Tensor:
         self.check(x)
         times = self.times(t, len(x)).to(x.device)
         given = tuple(g.expand(len(x), *g.shape[1:]) for g in given)
         if self.unet.training:  # with dropout eps would be no function of x_t
             self.unet.eval()
         return self.unet(x.to(self.dtype), times, *given).sample.to(x.dtype).contiguous()
-
-    def noise(self, x: Tensor, t: int | Tensor) -> Tensor:
-        out, (s, n) = self._output(x, t), self.scales(x, t)
-        if self.prediction == "v_prediction":
-            return n * x + s * out
-        return out if self.prediction == "epsilon" else (x - s * out) / n
-
-    def clean(self, x: Tensor, t: int | Tensor) -> Tensor:
-        out, (s, n) = self._output(x, t), self.scales(x, t)
-        if self.prediction == "v_prediction":
-            return s * x - n * out
-        return out if self.prediction == "sample" else (x - n * out) / s
 
     def __repr__(self) -> str:
         size = sum(w.numel() for w in self.unet.parameters()) / 1e6

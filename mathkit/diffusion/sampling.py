@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -11,9 +12,13 @@ import torch
 from torch import Tensor
 
 from mathkit.arguments import integer, number, told
-from mathkit.diffusion.model import Model, check_model
+from mathkit.diffusion.levels import CLEAN, Time, ratio
+from mathkit.diffusion.model import SPACINGS, Model, check_model
+from mathkit.diffusion.predicted import FAINT
 
-Callback = Callable[[int, int, Tensor], object]
+Callback = Callable[[int, Time, Tensor], object]
+Level = float | tuple[float, float]
+DIM = 0.1  # signal / noise below which an x_0 is kept within `p.bound`, where there is one
 Step = TypeVar("Step")
 
 
@@ -21,23 +26,24 @@ Step = TypeVar("Step")
 class Edit(Protocol):
     """An edit made while denoising (`mk.inject` gives one): where it acts, and the edited eps."""
 
-    def active(self, t: int) -> bool: ...
+    def active(self, t: Time) -> bool: ...
 
-    def __call__(self, p: Model, x: Tensor, t: int) -> Tensor: ...
+    def __call__(self, p: Model, x: Tensor, t: Time) -> Tensor: ...
 
 
-def timesteps(p: Model, t: int, steps: int) -> list[int]:
+def timesteps(p: Model, t: Time, steps: int) -> list[Any]:
     """The times at which the network is called from t down: round(linspace(t, 0, steps)).
 
     From the last, 0, one step leads to the clean image, so `steps` = network calls. Where steps
-    exceeds t + 1 the grid holds every time once.
+    exceeds t + 1 the grid holds every time once. A model whose times are real has them unrounded,
+    down to its own last; one of spacing "log-snr" has them even in log(signal / noise).
 
     Args:
         p: the model.
         t: the first time, 0 ... T - 1.
         steps: how many, >= 1.
 
-    Returns: integers, falling.
+    Returns: integers, falling; numbers where the model's times are.
     Raises ValueError for t or steps outside their ranges.
     Cost: no pass.
 
@@ -45,35 +51,45 @@ def timesteps(p: Model, t: int, steps: int) -> list[int]:
     [999, 749, 500, 250, 0]
     """
     check_model(p)
-    grid = torch.linspace(p.time(t), 0, integer(steps, "steps", 1), dtype=torch.float64)
-    return grid.round().long().unique_consecutive().tolist()
+    t, steps = p.time(t), integer(steps, "steps", 1)
+    if p.spacing not in SPACINGS:
+        raise ValueError(f"spacing is one of {', '.join(SPACINGS)}, got {p.spacing!r}")
+    if p.spacing == "t":
+        grid = torch.linspace(t, p.levels.bottom, steps, dtype=torch.float64)
+    else:
+        grid = p.levels.even(t, steps)
+    return (grid.round().long() if p.levels.whole else grid).unique_consecutive().tolist()
 
 
 def ddim_step(
     x: Tensor,
     eps: Tensor,
-    abar: float,
-    abar_next: float,
+    now: Level,
+    then: Level,
     eta: float = 0.0,
     z: Tensor | None = None,
     edited: Tensor | None = None,
+    clean: Tensor | None = None,
+    bound: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """One step from noise level `abar` to `abar_next`, up or down.
+    """One step from level `now` to level `then`, up or down.
 
-    x_next = sqrt(abar_next) x_0 + sqrt(1 - abar_next - s^2) eps + s z, with x_0 = (x - sqrt(1 -
-    abar) eps) / sqrt(abar) and s = eta sqrt((1 - abar_next) / (1 - abar) (1 - abar / abar_next)).
-    No clipping, which would make the step impossible to invert.
+    With the signals and noises (s, n) now and (s', n') then: x' = s' x_0 + sqrt(n'^2 - w^2) eps +
+    w z, with x_0 = (x - n eps) / s and w = eta n' sqrt(1 - (s n' / (s' n))^2). No clipping unless
+    asked: it makes the step impossible to invert.
 
     Args:
-        x: (B, *shape), at noise level abar.
+        x: (B, *shape), at level now.
         eps: the noise in it, as the model sees it.
-        abar: in (0, 1].
-        abar_next: in (0, 1].
+        now: abar, in (0, 1], which is the signal sqrt(abar) and the noise sqrt(1 - abar); or both.
+        then: the same.
         eta: in [0, 1]: 0 deterministic, 1 as DDPM.
         z: standard normal numbers, where eta > 0.
         edited: replaces eps in x_0 alone (the asymmetric reverse process of Asyrp, 2210.10960).
+        clean: x_0 itself, where the signal is too small to divide by.
+        bound: applied to x_0.
 
-    Returns: (B, *shape), at noise level abar_next.
+    Returns: (B, *shape), at level then.
     Cost: no pass.
     Source: eq. 12 and 16 of DDIM, 2010.02502.
 
@@ -81,10 +97,17 @@ def ddim_step(
     >>> mk.diffusion.sampling.ddim_step(x, eps, 0.64, 1.0)  # (1 - .6) / .8
     tensor([[0.5000]])
     """
-    clean = (x - (1 - abar) ** 0.5 * (eps if edited is None else edited)) / abar**0.5
-    variance = eta**2 * (1 - abar_next) / (1 - abar) * (1 - abar / abar_next) if eta else 0.0
-    y = abar_next**0.5 * clean + max(1 - abar_next - variance, 0.0) ** 0.5 * eps
+    (s, n), (s_then, n_then) = _level(now), _level(then)
+    if clean is None:
+        clean = (x - n * (eps if edited is None else edited)) / s
+    clean = clean if bound is None else bound(clean)
+    variance = eta**2 * n_then**2 * (1 - (s * n_then / (s_then * n)) ** 2) if eta else 0.0
+    y = s_then * clean + max(n_then**2 - variance, 0.0) ** 0.5 * eps
     return y if z is None else y + variance**0.5 * z
+
+
+def _level(level: Level) -> tuple[float, float]:
+    return level if isinstance(level, tuple) else (level**0.5, (1 - level) ** 0.5)
 
 
 def sample(
@@ -98,6 +121,10 @@ def sample(
     progress: bool = False,
 ) -> Tensor:
     """Draw pictures x_0: DDIM from x_T ~ N(0, I) at t = T - 1.
+
+    It begins at `p.top`, which is later where a network that predicts eps is to divide by next to
+    no signal, as with the cosine betas; there an x_0 is kept within the range that the saved
+    scheduler clips or thresholds to. Warns where what is made is no picture.
 
     Sample i depends on (seed, i) alone, whatever n, batch or device (up to rounding).
 
@@ -124,32 +151,33 @@ def sample(
     which = list(range(integer(n, "n", 1))) if index is None else _indices(index)
     if n is not None and n != len(which):
         raise ValueError(f"n = {n}, but index names {len(which)} samples: leave n out")
-    top = len(p.alphas_cumprod) - 1
-    return denoise(p, start(p, seed, which), top, steps, callback=callback, progress=progress)
+    return denoise(p, start(p, seed, which), p.top, steps, callback=callback, progress=progress)
 
 
 def start(p: Model, seed: int | Sequence[int], index: Sequence[int]) -> Tensor:
-    """The x_T ~ N(0, I) that `sample` denoises, (len(index), *shape) on p.device.
+    """The x_T ~ N(0, I) that `sample` denoises, (len(index), *shape) on p.device; where the levels
+    explode, as large as x_T is.
 
     Item i depends on (seed, index[i]) alone, whatever the others and the device. Raises ValueError
     unless seed is one integer >= 0, or one for each of the index, integers >= 0.
     """
-    return _Noise(p, seed, index, stream=0)()
+    size = float(np.float32(math.hypot(*p.levels.pair(p.top))))
+    return size * _Noise(p, seed, index, stream=0)()
 
 
 def denoise(
     p: Model,
     xt: Tensor,
-    t: int,
+    t: Time,
     steps: int | None = None,
     eta: float = 0.0,
-    boost_below: int | None = None,
+    boost_below: Time | None = None,
     h_edit: Edit | None = None,
     callback: Callback | None = None,
     *,
     seed: int | Sequence[int] = 0,
     index: Iterable[int] | None = None,
-    times: Sequence[int] | None = None,
+    times: Sequence[Time] | None = None,
     progress: bool = False,
 ) -> Tensor:
     """DDIM from x_t down to x_0, on the grid `timesteps(p, t, steps)`.
@@ -194,43 +222,65 @@ def denoise(
 def walk(
     p: Model,
     xt: Tensor,
-    times: Sequence[int],
+    times: Sequence[Time],
     eta: float = 0.0,
-    boost_below: int | None = None,
+    boost_below: Time | None = None,
     h_edit: Edit | None = None,
     *,
     seed: int | Sequence[int] = 0,
     index: Iterable[int] | None = None,
-) -> Iterator[tuple[int, Tensor]]:
+) -> Iterator[tuple[Time, Tensor]]:
     """(t, x_t) on the way down from x_t at times[0]: at each of the times, and (-1, x_0).
 
     One network call an item takes it from one pair to the next; what is not asked for is not
     computed. `denoise` says what the other arguments are.
     """
     x, etas = p.check(xt), [_eta(eta, t, boost_below) for t in times]
-    if h_edit is not None and not isinstance(h_edit, Edit):
-        raise ValueError(
-            f"h_edit is an edit of h, got {told(h_edit)}: mk.inject(dh, t_from, t_to, strength) "
-            "makes one"
-        )
-    if h_edit is not None and not any(map(h_edit.active, times)):
-        raise ValueError(f"no step lies where h_edit acts: the grid is {times}; take more steps")
+    if h_edit is not None:
+        _check_edit(p, h_edit, times)
     noise = _Noise(p, seed, range(len(x)) if index is None else _indices(index), stream=1)
     if len(noise.index) != len(x):
         raise ValueError(f"index names {len(noise.index)} items, x_t has {len(x)}")
     yield times[0], x
-    for (now, then), e in zip(pairwise([*times, -1]), etas, strict=True):
-        eps = p.chunked(x, lambda part, _, t=now: p.noise(part, t))  # type: ignore[misc]
+    plausible = True
+    for (now, then), e in zip(pairwise([*times, CLEAN]), etas, strict=True):
+        level = p.levels.pair(now)
+        eps, clean = _read(p, x, now, level)
         edited = h_edit(p, x, now) if h_edit is not None and h_edit.active(now) else None
-        z = noise() if e else None
-        x = ddim_step(x, eps, _abar(p, now), _abar(p, then), e, z, edited)
+        z, bound = noise() if e else None, p.bound if ratio(level) < DIM else None
+        x = ddim_step(x, eps, level, p.levels.pair(then), e, z, edited, clean, bound)
+        plausible = plausible and p.made(x, then)
         yield then, x
+
+
+def _read(p: Model, x: Tensor, t: Time, level: tuple[float, float]) -> tuple[Tensor, Tensor | None]:
+    """eps(x_t, t), and x_0 where the signal is too little to tell it from eps."""
+    if ratio(level) >= FAINT:
+        return p.chunked(x, lambda part, _: p.noise(part, t)), None
+    eps, clean = p.chunked(x, lambda part, _: torch.stack(p.both(part, t), 1)).unbind(1)
+    return eps, clean
+
+
+def _check_edit(p: Model, h_edit: Any, times: Sequence[Time]) -> None:
+    if not isinstance(h_edit, Edit):
+        raise ValueError(
+            f"h_edit is an edit of h, got {told(h_edit)}: mk.inject(dh, t_from, t_to, strength) "
+            "makes one"
+        )
+    acts = [t for t in times if h_edit.active(t)]
+    if not acts:
+        raise ValueError(f"no step lies where h_edit acts: the grid is {times}; take more steps")
+    if (share := ratio(p.levels.pair(acts[0]))) < FAINT:
+        raise ValueError(
+            f"at t = {acts[0]} signal / noise is {share:.1e}, and an edited eps says nothing of "
+            f"x_0: let h_edit begin at t = {p.levels.highest(FAINT)}"
+        )
 
 
 def invert(
     p: Model,
     x0: Tensor,
-    t: int,
+    t: Time,
     steps: int = 25,
     callback: Callback | None = None,
     *,
@@ -268,18 +318,18 @@ def invert(
         at = x
         for _ in range(rounds):
             eps = p.chunked(at, lambda part, rows, t=then: p.noise(part, t))  # type: ignore[misc]
-            at = ddim_step(x, eps, _abar(p, now), _abar(p, then))
+            at = ddim_step(x, eps, p.levels.pair(now), p.levels.pair(then))
         x = at
         if callback:
             callback(i, then, x)
     return p.check(x, "the inverted x_t")
 
 
-def posterior_mean(p: Model, t: int) -> Callable[[Tensor], Tensor]:
+def posterior_mean(p: Model, t: Time) -> Callable[[Tensor], Tensor]:
     """The map g: x_t -> E[x_0 | x_t], (B, *shape) -> (B, *shape), differentiable.
 
-    Its Jacobian is sqrt(abar) / (1 - abar) Cov[x_0 | x_t] where the model is exact (second-order
-    Tweedie formula), so its singular vectors are the posterior's principal axes.
+    Its Jacobian is s / n^2 Cov[x_0 | x_t], with the levels s and n of t, where the model is exact
+    (second-order Tweedie formula), so its singular vectors are the posterior's principal axes.
 
     Args:
         p: the model.
@@ -309,11 +359,7 @@ def _falling(p: Model, t: int, times: Sequence[int]) -> list[int]:
     return grid
 
 
-def _abar(p: Model, t: int) -> float:
-    return float(p.alphas_cumprod[t]) if t >= 0 else 1.0
-
-
-def _eta(eta: float, t: int, boost_below: int | None) -> float:
+def _eta(eta: float, t: Time, boost_below: Time | None) -> float:
     eta = number(eta, "eta", 0, 1)
     return 1.0 if boost_below is not None and t < integer(boost_below, "boost_below") else eta
 
@@ -359,14 +405,14 @@ def _generator(*key: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(words[0]) << 31 ^ int(words[1]))
 
 
-def noised(p: Model, x0: Tensor, t: int, seed: int) -> Tensor:
-    """x_t = sqrt(abar) x0 + sqrt(1 - abar) e on p's device, e the standard normal of `seed`."""
-    x0, abar = x0.to(p.device), float(p.alphas_cumprod[p.time(t)])
+def noised(p: Model, x0: Tensor, t: Time, seed: int) -> Tensor:
+    """x_t = s x0 + n e at the levels of t, on p's device, e the standard normal of `seed`."""
+    x0, (s, n) = x0.to(p.device), p.levels.pair(p.time(t))
     e = torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed)).to(x0)
-    return abar**0.5 * x0 + (1 - abar) ** 0.5 * e
+    return s * x0 + n * e
 
 
-def reached(way: Iterable[tuple[int, Tensor]], t: int) -> Tensor:
+def reached(way: Iterable[tuple[Time, Tensor]], t: Time) -> Tensor:
     """x_t of a `walk`; nothing is computed beyond it. ValueError where it does not come by t."""
     for now, x in way:
         if now == t:
@@ -374,7 +420,7 @@ def reached(way: Iterable[tuple[int, Tensor]], t: int) -> Tensor:
     raise ValueError(f"the way does not come by t = {t}")
 
 
-def finished(p: Model, xt: Tensor, t: int, steps: int | None = None, **how: Any) -> Tensor:
+def finished(p: Model, xt: Tensor, t: Time, steps: int | None = None, **how: Any) -> Tensor:
     """The pictures that x_t leads to: denoised, decoded and clipped to [-1, 1], (B, *image_shape).
 
     steps and how: as for `denoise`. Cost: that, and of a latent model its decoder.

@@ -10,6 +10,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from mathkit.arguments import FAR
+from mathkit.diffusion.levels import Levels, Time
 from mathkit.diffusion.networks import UNetModel, prepared
 from mathkit.linear.chunks import NETWORK, fitting
 
@@ -22,10 +24,12 @@ class TextModel(UNetModel):
     text; until then it is the empty one, the null text of the training.
     """
 
+    far = 4 * FAR  # of a latent
+
     def __init__(
         self,
         unet: nn.Module,
-        alphas_cumprod: Tensor,
+        alphas_cumprod: Tensor | Levels,
         vae: Any,
         embed: Callable[[str], Tensor],
         prediction: str = "epsilon",
@@ -77,7 +81,7 @@ class TextModel(UNetModel):
             raise ValueError(f"the U-Net reads texts of width {width}, got {tuple(text.shape)}")
         return text
 
-    def _output(self, x: Tensor, t: int | Tensor) -> Tensor:
+    def _output(self, x: Tensor, t: Time | Tensor) -> Tensor:
         # The prompt first: h is read off the first call.
         out = self._call(x, t, self._text)
         if self.guidance == 1:
