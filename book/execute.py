@@ -247,8 +247,12 @@ def report(path: Path, cell: Any, index: int, error: Exception) -> str:
 
 
 def keep(nb: Any, copy: Path, quick: bool, seconds: float) -> None:
-    stamp = {"fingerprint": fingerprint(nb), "setting": setting(nb, quick), "seconds": round(seconds)}
-    nb.metadata["mathkit_run"] = stamp
+    stamp = {
+        "fingerprint": fingerprint(nb),
+        "setting": setting(nb, quick),
+        "seconds": round(seconds),
+    }
+    nb.metadata["mathkit_run"] = stamp | {"seconds": round(seconds)}
     copy.parent.mkdir(parents=True, exist_ok=True)
     new = copy.with_suffix(".new")
     nbformat.write(nb, new)

@@ -11,7 +11,7 @@ from torch import Tensor
 from mathkit.chapters import galaxies
 from mathkit.diffusion import sampling
 from mathkit.diffusion.edits import move
-from mathkit.diffusion.encoder import encoder
+from mathkit.diffusion.encoder import MAPS
 from mathkit.diffusion.load import load_model
 from mathkit.diffusion.model import Model
 from mathkit.linear.jacobian import jacobian
@@ -32,8 +32,8 @@ KNOWN = ("h", "mean")  # the maps whose first directions are tried
 
 def bases(p: Model, x: Tensor, t: int) -> dict[str, Tensor]:
     """The first K directions at x_t of h, the output of block 2 of 4, and of the posterior mean."""
-    maps = {"h": encoder(p, t, at=AT), "mean": sampling.posterior_mean(p, t)}
-    return {name: svd(jacobian(f, x), K).V for name, f in maps.items()}
+    ats = {"h": AT, "mean": None}
+    return {name: svd(jacobian(MAPS[name](p, t, at), x), K).V for name, at in ats.items()}
 
 
 def controls(V: Tensor, seed: int) -> dict[str, Tensor]:
@@ -105,7 +105,8 @@ def inversion_row(p: Model, i: int) -> dict[str, float]:
     """How far galaxy i comes back from up and down again, in shares of its range, by grid."""
     with torch.no_grad():
         x = sampling.sample(p, index=[i], seed=SEED, steps=STEPS)
-        top, found = len(p.alphas_cumprod) - 1, {}
+        top: int = len(p.alphas_cumprod) - 1
+        found: dict[str, Tensor] = {}
         for refine in (0, 1):
             up = sampling.invert(p, p.decode(x), top, STEPS, refine=refine)
             off = (sampling.denoise(p, up, top, STEPS) - x).abs() / (x.max() - x.min())

@@ -1,8 +1,13 @@
 """A stand-in for the galaxies' wheel: files of the same layout with random numbers."""
 
+import importlib.metadata
 from pathlib import Path
 
 import numpy as np
+import pytest
+
+from mathkit import data
+from mathkit.diffusion import galaxies
 
 CHANNELS, PATCH, SIDE, WIDE, DEEP, BLOCKS, LAST = 6, 4, 16, 10, 12, 3, 10.0
 PATCHES = (SIDE // PATCH) ** 2
@@ -41,3 +46,22 @@ def wheel(site: Path, version: str, files: dict[str, list[np.ndarray]]) -> Path:
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: galaxygrad\nVersion: {version}\n")
     return site
+
+
+def installed(
+    monkeypatch: pytest.MonkeyPatch,
+    site: Path,
+    files: dict[str, list[np.ndarray]],
+    version: str = "0.1.9",
+    known: bool = True,
+) -> dict[str, str]:
+    """As if such a wheel were installed; known: its files are the expected ones. Their hashes."""
+    wheel(site, version, files)
+    (found,) = importlib.metadata.distributions(path=[str(site)])
+    monkeypatch.setattr(importlib.metadata, "distribution", lambda name: found)
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: found.version)
+    hashes = {name: data.sha256(site / "galaxygrad" / name) for name in files}
+    for name, (file, _) in [*galaxies.FILES.items()]:
+        if known and file in hashes:
+            monkeypatch.setitem(galaxies.FILES, name, (file, hashes[file]))
+    return hashes

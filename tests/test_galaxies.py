@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 import mathkit as mk
-from mathkit import data
 from mathkit.diffusion import galaxies
 from mathkit.diffusion.galaxies import GalaxyModel, as_model, read_mixer
+
+pytestmark = pytest.mark.filterwarnings("ignore:the x_.*that was made")  # untrained networks
 
 
 @pytest.fixture
@@ -90,7 +91,7 @@ def test_times_are_even_in_the_logarithm_of_signal_over_noise(p: GalaxyModel) ->
 def test_images_and_light_of_x0(p: GalaxyModel) -> None:
     x = torch.linspace(-0.2, 9, 5).view(-1, 1, 1, 1).expand(5, *p.shape).contiguous()
     images = p.decode(x)
-    assert -1.1 < float(images.min()) < float(images.max()) < 1
+    assert -1.3 < float(images.min()) < float(images.max()) < 1
     torch.testing.assert_close(p.encode(images), x)
     torch.testing.assert_close(galaxies.flux(x), torch.exp(x / 10) - 1)
     with pytest.raises(ValueError, match=r"of x_0 p\.decode makes images"):
@@ -164,21 +165,16 @@ def test_without_the_wheel_one_command_is_named(no_wheel: pytest.MonkeyPatch) ->
         mk.load_model("galaxies")
 
 
-def installed(monkeypatch: pytest.MonkeyPatch, site: Path) -> None:
-    (found,) = importlib.metadata.distributions(path=[str(site)])
-    monkeypatch.setattr(importlib.metadata, "distribution", lambda name: found)
-    monkeypatch.setattr(importlib.metadata, "version", lambda name: found.version)
-
-
 def test_an_installed_file_is_read_if_it_is_the_known_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = galaxies.FILES["galaxies"][0]
-    site = galaxy_files.wheel(tmp_path, "0.1.9", {file: galaxy_files.arrays()})
-    installed(monkeypatch, site)
+    hashes = galaxy_files.installed(
+        monkeypatch, tmp_path, {file: galaxy_files.arrays()}, known=False
+    )
     with pytest.raises(ValueError, match="not the file of galaxygrad 0.1.9: expected SHA-256 4758"):
         mk.load_model("galaxies")
-    digest = data.sha256(site / "galaxygrad" / file)
+    digest = hashes[file]
     monkeypatch.setitem(galaxies.FILES, "galaxies", (file, digest))
     p = mk.load_model("galaxies")
     assert p.shape == (1, 16, 16) and p.revision == f"sha256:{digest}" and galaxies.installed()
@@ -192,7 +188,7 @@ def test_an_installed_file_is_read_if_it_is_the_known_one(
 def test_another_version_of_the_wheel_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    installed(monkeypatch, galaxy_files.wheel(tmp_path, "0.2.0", {}))
+    galaxy_files.installed(monkeypatch, tmp_path, {}, "0.2.0")
     assert not galaxies.installed()
     with pytest.raises(ValueError, match=r"those of galaxygrad 0\.1\.9, got 0\.2\.0"):
         mk.load_model("galaxies")

@@ -100,8 +100,8 @@ def times(last: float) -> Tensor:
     Float64. So a grid of equal steps in t has equal steps in the logarithm of signal over noise:
     in time itself, abar would change too fast at its end.
     """
-    ends = (math.log(math.expm1(tau)) for tau in (CLEANEST, last))
-    return nn.functional.softplus(torch.linspace(*ends, STEPS, dtype=torch.float64))
+    first, end = (math.log(math.expm1(tau)) for tau in (CLEANEST, last))
+    return nn.functional.softplus(torch.linspace(first, end, STEPS, dtype=torch.float64))
 
 
 class GalaxyModel(UNetModel):
