@@ -1,17 +1,25 @@
 """The galaxies' network against the other library's formulas in numpy, its levels, its wheel."""
 
 import importlib.metadata
+import re
 from pathlib import Path
+from typing import Any
 
 import galaxy_files
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 import mathkit as mk
+from book.execute import code_cells, read
+from book.paths import chapters
+from mathkit import data
+from mathkit.chapters import galaxies as chapter
 from mathkit.diffusion import galaxies
 from mathkit.diffusion.galaxies import GalaxyModel, as_model, read_mixer
+from studies import galaxies as sky
 
 pytestmark = pytest.mark.filterwarnings("ignore:the x_.*that was made")  # untrained networks
 
@@ -220,3 +228,70 @@ def test_the_real_ones_come_back_from_an_inversion() -> None:
     x = mk.sample(p, 2, steps=50)
     y = mk.denoise(p, mk.invert(p, p.decode(x), 999, 50, refine=1), 999, 50)
     assert float((y - x).abs().max() / (x.max() - x.min())) < 0.05
+
+
+# The study and the chapter -----------------------------------------------------------------------
+
+
+def test_what_is_asked_for_is_the_gradient_through_the_posterior_mean(
+    monkeypatch: pytest.MonkeyPatch, p64: GalaxyModel
+) -> None:
+    """J^T grad q from the dense Jacobian, of a measure that is linear: its first six numbers."""
+    x = torch.randn(1, *p64.shape, dtype=torch.float64)
+    rows = [chapter.FACTORS.index(name) for name in sky.ASKED]
+    monkeypatch.setattr(chapter, "measure", lambda y: y.flatten(1)[:, :8] ** 2)
+    J = mk.jacobian(mk.posterior_mean(p64, 400), x).dense()
+    clean = p64.clean(x, 400).flatten()
+    wanted = torch.stack([2 * clean[i] * J[i] for i in rows])
+    torch.testing.assert_close(sky.asked(p64, x, 400).flatten(1), wanted)
+
+
+def test_controls_are_as_long_as_what_they_stand_beside() -> None:
+    V = torch.linalg.qr(torch.randn(256, 4)).Q.T.reshape(4, 1, 16, 16)
+    found = sky.controls(V, 3)
+    for name in ("smooth", "placed"):
+        torch.testing.assert_close(found[name].flatten(1).norm(dim=1), torch.ones(4))
+    assert all(torch.equal(v, sky.controls(V, 3)[name]) for name, v in found.items())
+    assert not torch.equal(found["smooth"], sky.controls(V, 4)["smooth"])
+
+
+def test_cosines_are_one_within_the_span_and_zero_across() -> None:
+    V = torch.eye(5)[:2].reshape(2, 1, 5)
+    T = torch.tensor([[3.0, 4, 0, 0, 0], [0, 0, 1, 0, 0], [1, 0, 1, 0, 0]])
+    torch.testing.assert_close(sky.cosines(V, T), torch.tensor([1, 0, 0.5]).double())
+
+
+@there
+@pytest.mark.patient
+def test_a_stored_row_is_made_again() -> None:
+    table, p = data.stored("galaxies"), mk.load_model("galaxies")
+    assert table["revision"] == p.revision
+    row = table["rows"][int(torch.randint(len(table["rows"]), ()))]
+    x = sky.state(p, row["index"], row["t"])
+    now = sky.effects(p, x, row["t"], sky.asked(p, x, row["t"]))
+    S = chapter.spread(torch.tensor(table["crowd"]))
+    off = (now - torch.tensor(row["effects"]["asked"])) / S
+    assert float(off.abs().median()) < 0.02 and float(off.abs().max()) < 0.5
+
+
+def cells() -> list[str]:
+    """The code of chapter 14's galaxies, after the two cells they rest on."""
+    (path,) = (path for path in chapters() if path.stem.startswith("14"))
+    code = code_cells(read(path))
+    before = [c.source for c in code if c.id in ("c04", "c09", "c39")]
+    return before + [c.source for c in code if re.fullmatch(r"g\d\d", c.id)]
+
+
+@pytest.mark.patient
+@pytest.mark.parametrize("live", [False, pytest.param(True, marks=there)])
+def test_the_chapter_tells_of_them_with_and_without_the_wheel(
+    live: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(galaxies, "installed", lambda: live)
+    names: dict[str, Any] = {}
+    for source in cells():
+        exec(compile(source, "chapter 14", "exec"), names)
+        plt.close("all")
+    said = capsys.readouterr().out
+    assert ("live, galaxy 0" in said) == live == (galaxies.INSTALL not in said)
+    assert len(names["verdicts"]) >= 10 and "chance 0.0010" in said
