@@ -96,6 +96,17 @@ def test_times_are_even_in_the_logarithm_of_signal_over_noise(p: GalaxyModel) ->
     assert float(p.unet.levels[0]) == pytest.approx(galaxies.CLEANEST)
 
 
+def test_half_precision_is_near(path: Path, p: GalaxyModel) -> None:
+    """Its noise levels are not rounded with the weights."""
+    half = as_model(read_mixer(path).bfloat16(), "a stand-in", "0")
+    x = torch.randn(1, *p.shape)
+    for t in (0, 500, 999):
+        off = (half.noise(x, t) - p.noise(x, t)).norm() / p.noise(x, t).norm()
+        assert half.noise(x, t).dtype == torch.float32 and float(off) < 0.05
+    torch.testing.assert_close(half.scales(x, 5), p.scales(x, 5))
+    assert torch.equal(half.unet.levels, p.unet.levels)
+
+
 def test_images_and_light_of_x0(p: GalaxyModel) -> None:
     x = torch.linspace(-0.2, 9, 5).view(-1, 1, 1, 1).expand(5, *p.shape).contiguous()
     images = p.decode(x)

@@ -65,8 +65,6 @@ class Mixer(nn.Module):
     tau in (0, last]; time enters as a second channel, tau / last.
     """
 
-    levels: Tensor
-
     def __init__(
         self, channels: int, patch: int, side: int, blocks: int, wide: int, deep: int, last: float
     ) -> None:
@@ -79,12 +77,12 @@ class Mixer(nn.Module):
         )
         self.norm = nn.LayerNorm((channels, patches))
         self.conv_out = nn.ConvTranspose2d(channels, 1, patch, stride=patch)
-        self.register_buffer("levels", times(last), persistent=False)
+        self.levels = times(last)  # no buffer: these stay float64 whatever the weights become
 
     def forward(self, x: Tensor, t: Tensor) -> SimpleNamespace:
-        tau = self.levels[t].view(-1, 1, 1, 1)
-        noise = (-torch.expm1(-tau)).sqrt().to(x.dtype)
-        return SimpleNamespace(sample=-noise * self.score(x, tau.to(x.dtype)))
+        tau = self.levels[t.cpu()].view(-1, 1, 1, 1)
+        tau, noise = (a.to(x.dtype).to(x.device) for a in (tau, (-torch.expm1(-tau)).sqrt()))
+        return SimpleNamespace(sample=-noise * self.score(x, tau))
 
     def score(self, x: Tensor, tau: Tensor) -> Tensor:
         """The gradient of log p(x_tau): x (B, 1, side, side), tau (B, 1, 1, 1) -> as x."""
