@@ -47,7 +47,7 @@ ONCE := "Installing the tested packages, once: README.md says how much; TORCH=cp
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m pytest
 UNITS := not (long or patient or notebook or browser or slow or gpu)
 
-.PHONY: run book deck handout lab laboratory check test test-full bench results refresh gpu patient ship cover clips lock clean
+.PHONY: run book deck handout lab laboratory check test test-full bench results refresh galaxies gpu patient ship cover clips lock clean
 
 run: $(BOOK)
 	@$(PY) -m book.build run $(if $(CUT),--cut $(CUT))
@@ -107,6 +107,10 @@ clips: $(BOOK)
 
 lock: $(BOOK)
 	$(PIP) uv && echo torch==2.13.0 | $(PY) -m uv pip compile pyproject.toml - --quiet --all-extras --universal --fork-strategy fewest --python-version 3.11 --no-annotate --custom-compile-command "make lock" -o constraints.txt
+
+# The wheel alone: what it asks for, JAX, is not needed to read its file.
+galaxies: $(BOOK)
+	$(PIP) --no-deps galaxygrad
 
 clean:
 	rm -rf _build dist .pytest_cache .mypy_cache .ruff_cache

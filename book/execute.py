@@ -27,6 +27,7 @@ from traitlets.config import Config
 
 from book.paths import BUILD, ROOT, chapters
 from mathkit import data
+from mathkit.diffusion import galaxies
 
 SECONDS_A_CELL = 3600
 NUDGE_SECONDS = 3.0
@@ -79,11 +80,13 @@ def fingerprint(nb: Any) -> str:
     return digest(f"{cells} {package_digest()}".encode())
 
 
-def setting(quick: bool) -> str:
+def setting(nb: Any, quick: bool) -> str:
     """What else decides them on this machine, for the copies under _build/."""
     versions = [importlib.metadata.version(name) for name in ("torch", "diffusers", "matplotlib")]
     other = data.folders()[:1] if os.environ.get("MATHKIT_DATA") else []
     mine = [files_digest(folder, "*.json", "results/*") for folder in other]
+    if any("galaxies" in cell.source for cell in code_cells(nb)):
+        mine += ["galaxies"] * galaxies.installed()
     return " ".join(["quick" if quick else "full", platform.python_version(), *versions, *mine])
 
 
@@ -99,7 +102,7 @@ def kept(path: Path, copy: Path, quick: bool) -> Any | None:
     if not copy.exists():
         return None
     run, nb = read(copy), read(path)
-    key = {"fingerprint": fingerprint(nb), "setting": setting(quick)}
+    key = {"fingerprint": fingerprint(nb), "setting": setting(nb, quick)}
     same = all(run.metadata.get("mathkit_run", {}).get(k) == v for k, v in key.items())
     return run if same else None
 
@@ -244,8 +247,12 @@ def report(path: Path, cell: Any, index: int, error: Exception) -> str:
 
 
 def keep(nb: Any, copy: Path, quick: bool, seconds: float) -> None:
-    stamp = {"fingerprint": fingerprint(nb), "setting": setting(quick), "seconds": round(seconds)}
-    nb.metadata["mathkit_run"] = stamp
+    stamp = {
+        "fingerprint": fingerprint(nb),
+        "setting": setting(nb, quick),
+        "seconds": round(seconds),
+    }
+    nb.metadata["mathkit_run"] = stamp | {"seconds": round(seconds)}
     copy.parent.mkdir(parents=True, exist_ok=True)
     new = copy.with_suffix(".new")
     nbformat.write(nb, new)

@@ -30,6 +30,7 @@ from mathkit.show.puppets import CONTINUOUS, FEW_FACTORS, STRANGER, render, samp
 from mathkit.show.reader import read_factors
 from studies import baselines, model_card, neuron_edits
 from studies import crowds as crowd_table
+from studies.galaxies import survey_galaxies
 from studies.model_card import TIMES
 from studies.rows import TABLES
 from studies.runner import TEST_FROM, find_samples, job, processes, publish
@@ -276,4 +277,5 @@ JOBS: dict[str, tuple[Callable[[], None], int]] = {
     "second_amendment": (baselines.write_amendment, 5),
     **{n: (functools.partial(baselines.run, n), 30) for n in ("baselines", "baselines_healthy")},
     **SURVEYS,
+    "galaxies": (survey_galaxies, 10),
 }

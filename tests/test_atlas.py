@@ -27,6 +27,7 @@ from mathkit.diffusion import networks, sampling
 from mathkit.diffusion.encoder import MAPS
 from mathkit.tools import atlas
 
+pytestmark = pytest.mark.filterwarnings("ignore:the x_.*that was made")  # untrained networks
 ROOT = Path(__file__).resolve().parent.parent
 SMALL: dict[str, Any] = {"samples": [0, 3], "times": [999, 500], "k": 3, "steps": 5}
 FLAGS = "--samples 0,3 --times 999,500 --k 3 --steps 5".split()
@@ -127,6 +128,24 @@ def test_each_map_agrees_with_its_dense_jacobian(tiny: Path, tmp_path: Path, nam
     torch.testing.assert_close(kept @ kept.T, torch.eye(2).double(), rtol=0, atol=1e-3)
     image = (V.flatten(1).double() @ J.T - s.double()[:, None] * U.flatten(1).double()).norm(dim=1)
     assert float(image.max()) < 1e-4 * float(S[0])
+
+
+def test_h_of_another_layer_is_kept_by_its_name(tiny: Path, whole: Path, tmp_path: Path) -> None:
+    few: dict[str, Any] = {"samples": [1], "times": [500], "k": 2, "steps": 5}
+    atlas.build(tiny, tmp_path, **few, at="up_blocks.1")
+    found = atlas.load_atlas(tmp_path)
+    p = mk.load_model(tiny)
+    J = mk.jacobian(mk.encoder(p, 500, at="up_blocks.1"), walk(p, 1)[500]).dense()
+    S = torch.linalg.svdvals(J.double())[:2]
+    torch.testing.assert_close(found[1, 500].S.double(), S, rtol=1e-3, atol=0)
+    assert found.settings["at"] == "up_blocks.1" and "map h at up_blocks.1" in repr(found)
+    assert "at" not in atlas.load_atlas(whole).settings  # as before there was a choice
+    with pytest.raises(ValueError, match="begun with other settings: at 'up_blocks.1', now None"):
+        atlas.build(tiny, tmp_path, **few, at="mid_block")
+    for at, name, message in (("nowhere", "h", "is a layer of p.unet"), ("conv_in", "mean", "at")):
+        with pytest.raises(ValueError, match=message):
+            atlas.build(tiny, tmp_path / "none", name, **few, at=at)
+        assert not (tmp_path / "none").exists()
 
 
 def test_the_nearest_grid_time_is_taken(tiny: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import threading
 import warnings
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -145,10 +146,6 @@ def test_an_error_inside_leaves_no_edit_behind(p: UNetModel) -> None:
 def test_encoder_refuses_what_it_cannot_take(p: UNetModel) -> None:
     with pytest.raises(ValueError, match="GaussianModel has no bottleneck"):
         mk.encoder(gaussian(), T)
-    p.unet.mid_block, middle = None, p.unet.mid_block
-    with pytest.raises(ValueError, match="has no bottleneck"):
-        mk.encoder(p, T)
-    p.unet.mid_block = middle
     for call, message in (
         (lambda: mk.encoder(p, 1000), "t is an integer in 0"),
         (lambda: mk.encoder(p, T, pool="mean"), 'pool is None or "sum"'),
@@ -157,6 +154,106 @@ def test_encoder_refuses_what_it_cannot_take(p: UNetModel) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             call()
+
+
+LAYERS = ["mid_block", "up_blocks.1", "conv_in", "down_blocks.3.resnets.0", "time_embedding"]
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_h_is_the_output_of_any_layer_named_in_three_ways(p: UNetModel, name: str) -> None:
+    x, layer, seen = noise(p, 2), p.unet.get_submodule(name), []
+    handle = layer.register_forward_hook(lambda *call: seen.append(call[2]))
+    p.noise(x, T)
+    handle.remove()
+    for at in (name, layer, lambda unet: unet.get_submodule(name)):
+        f = mk.encoder(p, T, at=at)
+        assert torch.equal(f(x), seen[0]) and f.at == name
+    assert repr(f) == f"h of UNetModel at {name!r}, t = {T}"
+
+
+def test_of_several_outputs_h_is_the_first_and_the_others_stay(p64: UNetModel) -> None:
+    """A down block gives h and what the decoder is handed on; only h is edited."""
+    x, at, seen = noise(p64), "down_blocks.2", []
+    with replacing(bottleneck(p64, at), lambda h: seen.append(h) or 2 * h):
+        edited = p64.noise(x, T)
+    torch.testing.assert_close(mk.encoder(p64, T, at=at)(x), seen[0])
+    assert not torch.allclose(edited, p64.noise(x, T))
+    mk.check_adjoint(mk.jacobian(mk.encoder(p64, T, at=at), x))
+
+
+def test_a_layer_that_is_not_there_or_never_runs_is_refused(p: UNetModel) -> None:
+    for at in ("mid", "", torch.nn.Linear(1, 1), lambda unet: unet, lambda unet: None):
+        with pytest.raises(ValueError, match=r"at is a layer of p\.unet, got .*up_blocks"):
+            mk.encoder(p, T, at=at)
+    with pytest.raises(ValueError, match="at is a layer's name, a module or a function, got 3"):
+        mk.encoder(p, T, at=3)
+    p.unet.spare = torch.nn.Linear(1, 1)
+    with pytest.raises(RuntimeError, match="ran without calling that layer"):
+        mk.encoder(p, T, at="spare")(noise(p))
+
+
+def test_a_layer_without_places_is_not_pooled(p: UNetModel) -> None:
+    with pytest.raises(ValueError, match="no places to sum over"):
+        mk.encoder(p, T, "sum", at="time_embedding")(noise(p))
+
+
+class Blocks(torch.nn.Module):
+    """A transformer's manner: a row of blocks over tokens (B, places, channels)."""
+
+    def __init__(self, row: str, count: int) -> None:
+        super().__init__()
+        self.config = Network(lambda x, t: x).config
+        blocks = [torch.nn.Linear(3, 3) for _ in range(count)]
+        setattr(self, row, torch.nn.ModuleList(blocks))
+        self.out = torch.nn.Sequential(torch.nn.Linear(3, 3))
+
+    def forward(self, x: Tensor, t: Tensor) -> Any:
+        y = x[:, 0]
+        for block in next(iter(self.children())):
+            y = y + block(y)
+        return SimpleNamespace(sample=self.out(y)[:, None])
+
+
+@pytest.mark.parametrize(("count", "middle"), [(2, 0), (4, 1), (5, 2)])
+def test_without_a_bottleneck_h_is_the_middle_of_the_blocks(count: int, middle: int) -> None:
+    p = UNetModel(Blocks("transformer_blocks", count).double(), linear_schedule())
+    f, x = mk.encoder(p, T), noise(p)
+    assert f.at == f"transformer_blocks.{middle}" and f(x).shape == (1, 2, 3)
+    torch.testing.assert_close(mk.encoder(p, T, "sum")(x), f(x).sum(1))
+    mk.check_adjoint(mk.jacobian(f, x))
+
+
+def test_without_a_middle_the_layer_is_to_be_named(p: UNetModel) -> None:
+    one = UNetModel(Blocks("blocks", 1), linear_schedule())
+    with pytest.raises(ValueError, match="nor a row of blocks with a middle: say where h is"):
+        mk.encoder(one, T)
+    p.unet.mid_block = None
+    assert mk.encoder(p, T).at == "down_blocks.3"
+
+
+@pytest.mark.parametrize("at", [None, "up_blocks.0", "conv_in"])
+def test_an_edit_acts_on_the_layer_it_is_told(p64: UNetModel, at: str | None) -> None:
+    """h + dh there is the network from there on, read off h + dh."""
+    x, layer = noise(p64), bottleneck(p64, at)
+    dh = torch.randn_like(mk.encoder(p64, T, at=at)(x))
+    with replacing(layer, lambda h: h + 0.5 * dh):
+        eps = p64.noise(x, T)
+    torch.testing.assert_close(mk.inject(dh, T, T, 0.5, at)(p64, x, T), eps)
+    v = noise(p64)[0]
+    step, f = h_step(p64, x, T, v, at), mk.encoder(p64, T, at=at)
+    torch.testing.assert_close(step.norm(), f(x).norm())
+    e = 1e-6 * v
+    J = (f(x + e) - f(x - e)).flatten()
+    cosine = torch.nn.functional.cosine_similarity(step.flatten(), J, dim=0)
+    assert float(cosine) == pytest.approx(1, abs=1e-6)
+
+
+def test_the_posterior_mean_has_no_layer(p: UNetModel) -> None:
+    assert torch.equal(
+        MAPS["pooled"](p, T, "conv_in")(x := noise(p)), mk.encoder(p, T, "sum", "conv_in")(x)
+    )
+    with pytest.raises(ValueError, match="at belongs to the maps"):
+        MAPS["mean"](p, T, "conv_in")
 
 
 def length(a: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import galaxy_files
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -20,11 +21,13 @@ from torch import Tensor
 
 import mathkit as mk
 from mathkit.__main__ import main as command
+from mathkit.diffusion import galaxies
 from mathkit.draw.table import Table
 from mathkit.tools import atlas, experiments, report, subject, timing
 from mathkit.tools.subject import Settings, Study
 
-pytestmark = pytest.mark.long
+UNTRAINED = pytest.mark.filterwarnings("ignore:the x_.*that was made")
+pytestmark = [pytest.mark.long, UNTRAINED]
 SMALL: dict[str, Any] = {"samples": 3, "times": (999, 500), "k": 3, "steps": 5, "strength": 0.2}
 
 
@@ -204,6 +207,36 @@ def test_a_text_model_has_all_of_them_too(tmp_path: Path) -> None:
     for part in experiments.PARTS.values():
         assert list(part(found))
         plt.close("all")
+
+
+def test_h_of_another_layer_has_all_of_them_too(tiny: Path) -> None:
+    few: dict[str, Any] = SMALL | {"times": (500,), "k": 1, "samples": 2, "steps": 3}
+    found = Study(Settings(str(tiny), at="up_blocks.0", **few))
+    J = mk.jacobian(mk.encoder(found.p, found.middle, at="up_blocks.0"), found.state(0, 500))
+    expected = torch.linalg.svdvals(J.dense().double())[:1]
+    torch.testing.assert_close(found.basis("h", 500).S.double(), expected, rtol=1e-3, atol=0)
+    said = [piece for piece in experiments.directions(found) if isinstance(piece, str)]
+    assert said == ["h is the output of the layer up_blocks.0 of UNet2DModel."]
+    for part in experiments.PARTS.values():
+        assert list(part(found))
+        plt.close("all")
+    with pytest.raises(ValueError, match="is a layer of p.unet, got 'nowhere'"):
+        Study(Settings(str(tiny), at="nowhere", **few))
+
+
+def test_galaxies_have_all_of_them_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network without a bottleneck, with one channel, and images that are not x_0."""
+    file = galaxies.FILES["galaxies"][0]
+    galaxy_files.installed(monkeypatch, tmp_path, {file: galaxy_files.arrays()})
+    Image.new("L", (30, 30), 100).save(tmp_path / "plain.png")
+    few: dict[str, Any] = SMALL | {"times": (500,), "k": 1, "samples": 2, "steps": 3}
+    found = Study(Settings("galaxies", image=str(tmp_path / "plain.png"), **few))
+    for part in experiments.PARTS.values():
+        assert list(part(found))
+        plt.close("all")
+    said = [piece for piece in experiments.directions(found) if isinstance(piece, str)]
+    assert said == ["h is the output of the layer blocks.1 of Mixer."]
+    plt.close("all")
 
 
 def test_shares_and_ranks_agree_with_the_dense_jacobian(small: Study) -> None:

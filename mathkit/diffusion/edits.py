@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mathkit.arguments import integer, number, tensor
-from mathkit.diffusion.encoder import Map, bottleneck, encoder, replacing
+from mathkit.diffusion.encoder import At, Map, bottleneck, encoder, replacing
 from mathkit.diffusion.model import Model, check_model
 from mathkit.linear.jacobian import jacobian
 from mathkit.linear.subspaces import LIFTS, carry
@@ -269,13 +269,14 @@ class Injection:
     t_from: int
     t_to: int
     strength: float
+    at: At = None
 
     def active(self, t: int) -> bool:
         return self.t_to <= t <= self.t_from
 
     def __call__(self, p: Model, x: Tensor, t: int) -> Tensor:
         """eps(x_t, t) with h + strength dh for h."""
-        block, dh = bottleneck(p), self.dh
+        block, dh = bottleneck(p, self.at), self.dh
         each = isinstance(dh, Tensor) and dh.ndim == x.ndim
         if each and isinstance(dh, Tensor) and len(dh) != len(x):
             raise ValueError(
@@ -300,7 +301,7 @@ def _injected_step(dh: Tensor | Map, h: Tensor) -> Tensor:
     return dh.to(h)
 
 
-def inject(dh: Tensor | Map, t_from: int, t_to: int, strength: float) -> Injection:
+def inject(dh: Tensor | Map, t_from: int, t_to: int, strength: float, at: At = None) -> Injection:
     """The edit h <- h + strength dh at every step with t_to <= t <= t_from, for `mk.denoise`.
 
     The reverse process is asymmetric: the edited network gives the predicted x_0, the unedited one
@@ -311,6 +312,7 @@ def inject(dh: Tensor | Map, t_from: int, t_to: int, strength: float) -> Injecti
         t_from: the first time at which it acts, >= t_to.
         t_to: the last.
         strength: a number.
+        at: where h is, as for `mk.encoder`.
 
     Returns: an `Injection`, for h_edit.
     Raises ValueError for NaN, t_from < t_to or a dh that is not of h's shape (when used).
@@ -327,16 +329,16 @@ def inject(dh: Tensor | Map, t_from: int, t_to: int, strength: float) -> Injecti
         raise ValueError(f"time runs down: expected t_from >= t_to >= 0, got {t_from}, {t_to}")
     if not callable(dh) and not bool(tensor(dh, "dh", "(*h), or a function of h").isfinite().all()):
         raise ValueError("dh holds NaN or infinity")
-    return Injection(dh, t_from, t_to, number(strength, "strength"))
+    return Injection(dh, t_from, t_to, number(strength, "strength"), at)
 
 
-def h_step(p: Model, xt: Tensor, t: int, v: Tensor) -> Tensor:
+def h_step(p: Model, xt: Tensor, t: int, v: Tensor, at: At = None) -> Tensor:
     """The change of h, as long as h, to which moving x_t along v leads: |h| J v / |J v|.
 
     J is the Jacobian of x_t (1, *in) -> h (1, *h), v (*in) or (1, *in). Cost: one pass and half a
     network call.
     """
-    f = encoder(p, t)
+    f = encoder(p, t, at=at)
     u = jacobian(f, xt).push(v.reshape(xt.shape))
     with torch.no_grad():
         return u / u.norm() * f(xt).norm()

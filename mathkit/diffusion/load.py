@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mathkit import data
 from mathkit.arguments import integer
+from mathkit.diffusion import galaxies
 from mathkit.diffusion.hub import (
     BUILT_IN,
     KINDS,
@@ -53,7 +54,8 @@ def load_model(
     model shares its weights. Of any other network `mk.denoiser` makes a model.
 
     Args:
-        name: "alice", a folder, a Hub id, a diffusers pipeline, or a network.
+        name: "alice", "galaxies" or "galaxies-32" (of another package: `pip install --no-deps
+            galaxygrad==0.1.9`), a folder, a Hub id, a diffusers pipeline, or a network.
         device: "auto" is CUDA where there is one, else the CPU; for a built-in model always the
             CPU, where the book's pictures and tables are made; "mps" only when asked (it lacks the
             float64 of some analyses).
@@ -65,7 +67,8 @@ def load_model(
 
     Returns: a model; `p.revision` records the commit.
     Raises FileNotFoundError for no such model, ValueError for one of another kind or whose files
-    differ, OSError (naming the built-in model) without a network, ImportError without transformers.
+    differ, OSError (naming the built-in model) without a network, ImportError without transformers
+    or the galaxies' package.
 
     >>> mk.load_model("alice").shape
     torch.Size([3, 64, 64])
@@ -74,6 +77,13 @@ def load_model(
         raise ValueError(f"dtype is a floating-point type, as torch.float16, got {dtype!r}")
     if not isinstance(name, str | Path):
         return _in_memory(name, scheduler, (device, dtype, revision) == ("auto", None, None))
+    if name in galaxies.FILES and not Path(name).is_dir():
+        if revision is not None:
+            raise ValueError(f"revision belongs to Hub repositories, and {name!r} is not one")
+        if scheduler is not None:
+            raise ValueError(f"{name!r} has its own noise levels: leave scheduler out")
+        place = _device("cpu" if device == "auto" else device)
+        return galaxies.load_galaxies(str(name), place, dtype or torch.float32)
     config = None if scheduler is None else _config_of(scheduler)
     files = model_files(name, revision, dtype in HALF, config)
     place = _device("cpu" if device == "auto" and files.source.startswith(BUILT_IN) else device)

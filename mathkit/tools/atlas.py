@@ -26,7 +26,7 @@ from torch import Tensor
 
 from mathkit import data
 from mathkit.arguments import integer
-from mathkit.diffusion.encoder import MAPS
+from mathkit.diffusion.encoder import MAPS, Encoder
 from mathkit.diffusion.load import load_model
 from mathkit.diffusion.model import Model
 from mathkit.diffusion.networks import UNetModel
@@ -106,7 +106,8 @@ class Atlas:
 
     def __repr__(self) -> str:
         s, left = self.settings, f"{len(self.missing)} of {len(self.items)} items missing"
-        return f"Atlas({self.folder}: {s['model']}, map {s['map']}, k = {s['k']}, {left})"
+        where = f" at {s['at']}" if "at" in s else ""
+        return f"Atlas({self.folder}: {s['model']}, map {s['map']}{where}, k = {s['k']}, {left})"
 
 
 def load_atlas(folder: str | Path) -> Atlas:
@@ -150,6 +151,7 @@ def build(
     guidance: float = 1.0,
     negative: str = "",
     device: str = "auto",
+    at: str | None = None,
 ) -> None:
     """Make the atlas in folder `out`, or finish it: mk.svd of the map's Jacobian at each x_t.
 
@@ -174,6 +176,7 @@ def build(
         revision: of a Hub repository.
         prompt: of a text model, or a class; guidance and negative: as `p.prompted` takes them.
         device: "auto", "cpu", "cuda" or "mps".
+        at: the layer whose output is h, by its name in the network; default its bottleneck.
 
     Returns: nothing; `load_atlas` reads it.
     Raises ValueError for a bad argument, settings other than those the folder was begun with, and
@@ -194,6 +197,7 @@ def build(
     settings = _described(p) | {
         "map": map, "k": k, "tol": tol, "seed": seed, "samples": list(samples),
         "times": nearest(p, times, steps), "steps": steps, "threads": threads, "dtype": dtype,
+        "at": at,
     }  # fmt: skip
     numbers = _item_numbers(p, settings)
     size = k * numbers * DTYPES[dtype].itemsize
@@ -269,7 +273,10 @@ def _item_numbers(p: Model, s: dict[str, Any]) -> int:
         raise ValueError(f"threads is an integer >= 1, got {s['threads']}")
     x = start(p, s["seed"], [min(s["samples"])])
     with torch.no_grad():
-        n, m = x.numel(), MAPS[s["map"]](p, s["times"][0])(x).numel()
+        f = MAPS[s["map"]](p, s["times"][0], s.pop("at"))
+        n, m = x.numel(), f(x).numel()
+    if isinstance(f, Encoder) and f.at != "mid_block":  # which goes without saying
+        s["at"] = f.at
     if not 1 <= s["k"] <= min(m, n):
         raise ValueError(f"k counts directions: 1 ... min(m, n) = {min(m, n)}, got {s['k']}")
     return int(n + m)
@@ -330,7 +337,7 @@ def _work(
             if found.keys() != {i for i, _ in group}:
                 found = {i: _states(p, s, i, groups) for i, _ in group}
             x = torch.cat([found[i][t] for i, t in group])
-            f = MAPS[s["map"]](p, group[0][1])
+            f = MAPS[s["map"]](p, group[0][1], s.get("at"))
             bases = side_by_side(f, x, lambda A: svd(A, s["k"], s["tol"], s["seed"]))
             for item, basis in zip(group, bases, strict=True):
                 if isinstance(basis, SVD) and item in todo:
@@ -406,6 +413,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--prompt", help="for a text model, or a class")
     add("--guidance", type=float, default=1.0, help="with the prompt (default %(default)s)")
     add("--negative", default="", help="the text or class that guidance leads away from")
+    add("--at", help="the layer whose output is h, by its name (default the bottleneck)")
     add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
     build(**vars(parser.parse_args(argv)))
 

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from mathkit.diffusion.edits import geodesic, guide, h_step, inject, move, normalise, response
-from mathkit.diffusion.encoder import encoder
+from mathkit.diffusion.encoder import Encoder
 from mathkit.diffusion.sampling import denoise, invert, posterior_mean
 from mathkit.draw import curves, pictures
 from mathkit.draw.table import Table
@@ -71,6 +71,9 @@ def directions(study: Study) -> Iterator[Piece]:
         yield ax
     head = ["map", "t", "s_1", f"share of |J|_F^2 in the first {study.settings.k}"]
     yield Table([*head, "effective rank (half of it)", "pushes (and pulls)"], lines)
+    f = study.map("h", study.middle)
+    if isinstance(f, Encoder) and f.at != "mid_block":
+        yield f"h is the output of the layer {f.at} of {type(p.unet).__name__}."
     for name, label in NAMES.items():
         V = torch.cat([study.basis(name, t).V[:3] for t in study.times]).cpu()
         V = V if V.shape[1] in (1, 3) else V.mean(1, keepdim=True)
@@ -103,8 +106,9 @@ def edits(study: Study) -> Iterator[Piece]:
     boosted: the plain move, then noise added at each step below a third of t. injected: h moved at
     every step instead of x_t once, by this share of |h|."""
     p, t, a = study.p, study.middle, study.settings.strength
-    x, v, f = study.subject(t), study.basis("h", t).V[0], encoder(p, t)
-    dh = h_step(p, x, t, v)
+    at = study.settings.at
+    x, v, f = study.subject(t), study.basis("h", t).V[0], study.map("h", t)
+    dh = h_step(p, x, t, v, at)
 
     def plain(s: float, v: Tensor = v) -> Tensor:
         return move(p, x, t, v, s, 1)[-1]
@@ -116,7 +120,7 @@ def edits(study: Study) -> Iterator[Piece]:
         "normalised": lambda s: (normalise(p, plain(s), t, x), {}),
         "shooting": lambda s: (geodesic(f, x, v, s, 4, study.settings.k)[-1], {}),
         "boosted": lambda s: (plain(s), {"boost_below": t // 3}),
-        "injected": lambda s: (x, {"h_edit": inject(dh, t, 0, s)}),
+        "injected": lambda s: (x, {"h_edit": inject(dh, t, 0, s, at)}),
     }
     before, images, labels, lines = study.finish(x, t), [], [], []
     for name, way in ways.items():
@@ -209,7 +213,7 @@ def distances(study: Study) -> Iterator[Piece]:
         lines[label] = (study.times, [sum(a) / len(a) for a in y], [*map(min, y)], [*map(max, y)])
     t = study.middle
     with any_of_equals():
-        again = svd(jacobian(encoder(study.p, t), study.state(0, t)), s.k, s.tol, s.seed + 1)
+        again = svd(jacobian(study.map("h", t), study.state(0, t)), s.k, s.tol, s.seed + 1)
     floor = float(distance(study.bases("h")[0, t].V.cpu(), again.V.cpu()))
     levels = {"chance": chance, "floor": floor}
     title = f"Between samples: spans of {s.k} directions"
@@ -305,7 +309,7 @@ def cost(study: Study) -> Iterator[Piece]:
     with torch.no_grad():
         drawn = p.decode(denoise(p, x, t, steps)).clamp(-1, 1)
     picture = drawn if study.picture is None else study.picture
-    A = Timed(jacobian(encoder(p, t), x), p)
+    A = Timed(jacobian(study.map("h", t), x), p)
     with any_of_equals():
         r, seconds, peak = measured(p, lambda: svd(A, s.k, s.tol, s.seed))
     spent = f"{r.passes.push} + {r.passes.pull} passes"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mathkit.diffusion.edits import move
-from mathkit.diffusion.encoder import MAPS
+from mathkit.diffusion.encoder import MAPS, bottleneck
 from mathkit.diffusion.load import load_model
 from mathkit.diffusion.networks import UNetModel
 from mathkit.diffusion.sampling import finished, invert, start
@@ -42,6 +42,7 @@ class Settings:
         tol: of each svd, in s_1.
         seed: of the first sample.
         device: "auto", "cpu", "cuda" or "mps"; dtype: "float32", "float16" or "bfloat16".
+        at: the layer whose output is h, by its name in the network; default its bottleneck.
 
     Raises ValueError for a region that is none.
     """
@@ -63,6 +64,7 @@ class Settings:
     seed: int = 0
     device: str = "auto"
     dtype: str = "float32"
+    at: str | None = None
 
     def __post_init__(self) -> None:
         left, top, right, bottom = self.region if len(self.region) == 4 else (0.0,) * 4
@@ -118,6 +120,7 @@ class Study:
         self.p = load_model(s.model, s.device, dtype, s.revision)
         if s.prompt is not None:
             self.p = self.p.prompted(s.prompt, s.guidance, s.negative)
+        bottleneck(self.p, s.at)
         self.times = sorted(atlas.nearest(self.p, s.times, s.steps), reverse=True)
         self.middle = self.times[len(self.times) // 2]
         self.picture = None if s.image is None else read_image(s.image, self.p)
@@ -145,7 +148,7 @@ class Study:
         with any_of_equals():
             atlas.build(
                 p, place, name, range(s.samples), self.times, s.k, tol=s.tol, seed=s.seed,
-                steps=s.steps, threads=threads, device=p.device.type,
+                steps=s.steps, threads=threads, device=p.device.type, at=self._at(name),
             )  # fmt: skip
         found = atlas.load_atlas(place)
         return {item: _moved(found[item], p.device) for item in found.items}
@@ -153,7 +156,7 @@ class Study:
     def _found(self, p: UNetModel, name: str, t: int, x: Tensor) -> SVD:
         s = self.settings
         with any_of_equals():
-            return svd(jacobian(MAPS[name](p, t), x), s.k, s.tol, s.seed)
+            return svd(jacobian(MAPS[name](p, t, self._at(name)), x), s.k, s.tol, s.seed)
 
     @_once
     def basis(self, name: str, t: int) -> SVD:
@@ -163,7 +166,10 @@ class Study:
         return self._found(self.p, name, t, self.subject(t))
 
     def map(self, name: str, t: int) -> Callable[[Tensor], Tensor]:
-        return MAPS[name](self.p, t)
+        return MAPS[name](self.p, t, self._at(name))
+
+    def _at(self, name: str) -> str | None:
+        return None if name == "mean" else self.settings.at
 
     @_once
     def subject(self, t: int) -> Tensor:
