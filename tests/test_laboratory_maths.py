@@ -372,14 +372,29 @@ def test_a_treatment_that_cannot_be_given_says_why(page, change, sentence):
         page(DIAGONAL + script)
 
 
+def register():
+    """The row of the treatment that the laboratory gives, and the samples it was tried on."""
+    row, chosen = (
+        json.loads(data.locate(f"{n}.json").read_text()) for n in ("amendment", "protocol")
+    )
+    return methods.Row(**row["rows"][0]), chosen["development"]
+
+
+def test_the_course_has_the_registers_times(page):
+    row, _ = register()
+    times = page("[EARLY, AFTERCARE, COURSE, OFF, REST, ROUNDS]")
+    assert times[:3] == [row.t, list(row.after), list(row.course)]
+    assert times[3:] == [row.rest, treatment.REST, treatment.ROUNDS]
+
+
 @pytest.mark.slow
 def test_the_course_is_that_of_chapter_13(awake, alice, unshifted, monkeypatch):
     """What limits the agreement is the searches' tol: at 1e-3 the pictures differ by 2e-4."""
     tol = 2e-5
     finer = functools.partial(mk.svd, tol=tol)
     monkeypatch.setattr(treatment, "svd", finer)
-    row = methods.Row(**json.loads(data.locate("amendment.json").read_text())["rows"][0])
-    patient = json.loads(data.locate("protocol.json").read_text())["development"][3]
+    row, patients = register()
+    patient = patients[3]
     case = treatment.admit(alice, 1, [patient], 583)
     average = mk.puppets.average_puppet()
     _, path = drawn(awake, 1, patient)

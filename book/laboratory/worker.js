@@ -94,14 +94,14 @@ const OPS = {
     return {S, residuals, V, steps, problem};
   },
 
-  async drag(job, running) {
-    return {image: await dragged(job, job.strength, () => running({}))};
+  async drag(job) {
+    return {image: await dragged(job, job.strength)};
   },
 
   async strip(job, running) {
     const images = [];
     for (const strength of job.strengths) {
-      images.push(await dragged(job, strength, () => paused(job)));
+      images.push(await dragged(job, strength));
       await running({i: images.length - 1, image: images.at(-1)});
     }
     return {images};
@@ -127,9 +127,10 @@ const OPS = {
 };
 
 // x moved along v and walked down: in "all" the sample's own calls, in 4 chosen ones, or in so many.
-async function dragged({x, t, v, calls = 4}, strength, each) {
+async function dragged(job, strength) {
+  const {x, t, v, calls = 4} = job;
   const times = calls === "all" ? grid(t) : calls === 4 ? hurried(t) : timesteps(t, calls);
-  return walk(alice, move(x, v, strength), times, each);
+  return walk(alice, move(x, v, strength), times, () => paused(job));
 }
 
 function directionFile({model, seed, index = 0, t, map, strength, v}) {
