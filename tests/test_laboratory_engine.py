@@ -8,7 +8,7 @@ import struct
 import pytest
 import torch
 from laboratory import FOLDER, laboratory, parts
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import nn
 from torch.nn.functional import conv2d, group_norm, interpolate, silu
 
@@ -342,23 +342,38 @@ def test_a_push_is_the_change_of_the_value(page, name):
 
 @browser
 def test_a_change_in_one_weight_is_seen(page, exact):
-    x, tensors = noisy(500), load(parts()["weights"])
-    tensors["mid_block.resnets.0.conv1.weight"][3, 5] *= 1.5
+    """A weight of 1.25 in place of a small one, at the end of the network."""
+    x, raw = noisy(500), parts()["weights"]
+    size = struct.unpack("<Q", raw[:8])[0]
+    place = 8 + size + json.loads(raw[8 : 8 + size])["conv_out.weight"]["data_offsets"][0]
+    code = """
+      const weights = stored.weights.slice();
+      weights.set(half, place);
+      return (await wake({...stored, weights})).predict(x, 500);
+    """
+    half = torch.tensor([1.25]).half().numpy().tobytes()
     with torch.no_grad():
         expected = exact.unet(x.double(), 500).sample
-    other = "(await wake({...stored, weights})).predict(x, 500)"
-    got = page(other, weights=save(tensors), x=x.flatten())
-    agree(got, expected, 1e-2)
+    got = page(code, x=x.flatten(), half=half, place=place)
     with pytest.raises(AssertionError):
         agree(got, expected)
 
 
 @browser
-def test_weights_in_float32_are_the_same_network(page):
-    x, tensors = noisy(500).flatten(), load(parts()["weights"])
-    weights = save({name: w.float() for name, w in tensors.items()})
-    wide = page("(await wake({...stored, weights})).predict(x, 500)", weights=weights, x=x)
-    assert torch.equal(wide, page("her.predict(x, 500)", x=x))
+def test_every_number_of_a_file_is_read_exactly(page):
+    """All finite numbers of float16, and the same in float32."""
+    halves = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(torch.float16)
+    halves = halves[halves.isfinite()].reshape(2, -1)
+    code = """
+      const file = readWeights(bytes, "a file"), [half, single] = ["half", "single"].map(file.take);
+      file.finish();
+      return {half, single, shape: half.shape, known: [file.has("half"), file.has("double")]};
+    """
+    got = page(code, bytes=save({"half": halves, "single": halves.float()}))
+    assert got["shape"] == list(halves.shape)
+    assert got["known"] == [True, False]
+    for read in (got["half"], got["single"]):
+        assert torch.equal(read.view(torch.int32), halves.float().flatten().view(torch.int32))
 
 
 @browser
