@@ -94,8 +94,8 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder, laboratory(Path(folder)) as page, torch.no_grad():
-        page("globalThis.given = parts; return null", parts=parts())
-        wake = "globalThis.her = await wake(given); return null"
+        page("globalThis.stored = parts; return null", parts=parts())
+        wake = "globalThis.her = await wake(stored); return null"
         waking = timed(lambda: processor_time(page), lambda: page(wake), 1) / 1e3
         weights = page("her.used() / 1e6")
         best = rounds(page, torch.randn(1, 3, 64, 64), given.rounds, given.calls)

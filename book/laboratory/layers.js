@@ -96,7 +96,7 @@ function convolution(memory, weight, bias, size, stride = 1) {
 // z = scale * xhat + offset in each channel. With `bent`, silu(z) = z / (1 + e^-z) follows at once.
 function normalisation(memory, scale, offset, groups, size, bent) {
   const channels = scale.length, places = size ** 2, n = channels * places;
-  expectSize(size, 64);
+  expectLength(places % 8, 0, "places left over, counted in eights");
   expectLength(offset.length, channels, "offsets");
   expectLength(channels % groups, 0, `channels left over by ${groups} groups`);
   const w = kept(memory, scale), b = kept(memory, offset);
