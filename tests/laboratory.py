@@ -11,11 +11,10 @@ import torch
 from test_book import browsing
 from torch import Tensor
 
-from book.paths import BOOK, ROOT
+from book.laboratory import pack
+from book.paths import ROOT
 
-FOLDER = BOOK / "laboratory"
-ENGINE = ("memory", "layers", "weights", "alice", "reader")
-MATHEMATICS = ("noise", "diffusion", "small_svd", "svd", "treatment", "worker")
+FOLDER = pack.FOLDER
 BRIDGE = """
 const ARRAYS = { Float32Array, Float64Array, Uint8Array, Uint32Array };
 function fromPython(value) {
@@ -66,20 +65,14 @@ KINDS = {
 }
 
 
-def source() -> str:
-    """What the worker is made of, as far as it is there."""
-    paths = [FOLDER / f"{name}.js" for name in (*ENGINE, *MATHEMATICS)]
-    return "\n".join(path.read_text("utf-8") for path in paths if path.exists())
-
-
 def parts() -> dict[str, Any]:
     """What ALICE is woken from; without the average puppet, which a `treat` may bring along."""
-    data = ROOT / "data"
+    register = json.loads((ROOT / "data" / "amendment.json").read_text())
     return {
         "kernel": (FOLDER / "kernel.wasm").read_bytes(),
-        "weights": (data / "alice/unet/diffusion_pytorch_model.safetensors").read_bytes(),
-        "reader": (data / "reader.safetensors").read_bytes(),
-        "clip": json.loads((data / "amendment.json").read_text())["rows"][0]["clip"],
+        "weights": pack.weights(pack.MODEL),
+        "reader": pack.weights(pack.READER),
+        "clip": register["rows"][0]["clip"],
     }
 
 
@@ -104,7 +97,7 @@ class Page:
 
     def wake(self) -> None:
         """ALICE awake in a worker, to which `ask` speaks."""
-        (said,) = self("startWorker(source, parts)", source=source(), parts=parts())
+        (said,) = self("startWorker(source, parts)", source=pack.worker(), parts=parts())
         if said["state"] != "done":
             raise OSError(said["problem"])
 
@@ -149,6 +142,6 @@ def laboratory(folder: Any) -> Iterator[Page]:
     with browsing() as context:
         tab = context.new_page()
         tab.goto(blank.as_uri())
-        tab.add_script_tag(content=source())
+        tab.add_script_tag(content=pack.worker())
         tab.add_script_tag(content=BRIDGE + WORKER)
         yield Page(tab)

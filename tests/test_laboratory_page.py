@@ -3,7 +3,6 @@
 import contextlib
 import gzip
 import io
-import json
 import re
 from pathlib import Path
 
@@ -16,6 +15,8 @@ from test_book import WIDER, browsing, watch
 import mathkit as mk
 from book import build, deck, pages, press, scan
 from book.laboratory import pack
+from mathkit.chapters import treatment
+from mathkit.diffusion.directions import read_direction
 from mathkit.draw import style
 
 SIZE = 11e6  # bytes of the one-file page, at most
@@ -211,8 +212,12 @@ def test_what_is_saved_is_what_is_seen(bench, tmp_path):
     assert (image == picture(bench, "dragged").repeat(8, 0).repeat(8, 1)).all()
     with bench.expect_download() as found:
         bench.get_by_role("button", name="direction", exact=True).click()
-    told = json.loads(Path(found.value.path()).read_text())
-    assert (told["seed"], told["t"], told["map"], told["strength"]) == (1, 500, "h", 0.3)
+    told, p = read_direction(found.value.path()), mk.load_model("alice")
+    assert (told.seed, told.t, told.map, told.strength) == (1, 500, "h", 0.3)
+    xt = treatment.trajectory(p, told.seed, [told.index], told.t)
+    moved = mk.move(p, xt, told.t, told.v, told.strength, steps=1)[-1]
+    again = mk.denoise(p, moved, told.t, times=treatment.grid(p, told.t))
+    assert np.abs(picture(bench, "dragged") - style.pixels(again[0])).max() <= 1
 
 
 @pytest.mark.browser

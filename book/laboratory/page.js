@@ -18,7 +18,7 @@ const MAPS = {
   mean: "From x to the picture she expects under the snow: what changes that picture most?",
 };
 const $ = (name) => document.getElementById(`lab-${name}`);
-const clinic = {}; // the patient on the couch: seed, image, path, found, random, control, moved, ...
+const clinic = {}; // the patient on the couch: seed, image, path; what was found; the random direction
 
 // ---- the worker
 
@@ -175,8 +175,8 @@ async function draw() {
   const factors = await show("dreamt", job.image, `Puppet of seed ${seed}`);
   for (const name of ["dragged", "beside"]) await show(name, job.image, `Puppet of seed ${seed}, untouched`);
   if (!factors) return false;
-  clinic.factors = factors;
   placeRegion(factors);
+  outline();
   enable(true, "find", "next", "give");
   progress(1, `${SAMPLE} network calls, ${seconds(began)}`);
   say(factors[STRANGER] > 0.5 ? "Somebody stands behind this puppet." : "This puppet is alone.");
@@ -192,6 +192,7 @@ function forget() {
   for (const name of ["image", "path"]) delete clinic[name];
   enable(false, "find", "next", "give");
   unfound();
+  outline();
   for (const name of ["dragged", "beside", "cured"]) clear(name);
 }
 
@@ -297,7 +298,7 @@ async function drag() {
   await new Promise((done) => setTimeout(done, REST));
   if (mine !== wanted || !clinic.found || strengthNow() === 0) return;
   const began = performance.now();
-  if (!(await drawn("all", mine))) return;
+  if (!(await drawn("all", mine)) || !clinic.found) return;
   progress(1, `${callsFrom(clinic.found.t)} network calls a picture, ${seconds(began)}`);
   remember();
 }
@@ -312,7 +313,8 @@ async function drawn(calls, mine) {
     const job = still ? {state: "done", image: clinic.image} : await ask("drag", {x, t, v, strength, calls});
     if (job.state !== "done" || !clinic.found || (calls === "all" && mine !== wanted)) return false;
     if (name === "dragged") $("dragged-name").textContent = still ? "Dragged" : `Along ${words}`;
-    await show(name, job.image, `Puppet of seed ${clinic.seed}, dragged along ${words} by ${short(strength)}`);
+    const how = still ? "untouched" : `dragged along ${words} by ${short(strength)}`;
+    await show(name, job.image, `Puppet of seed ${clinic.seed}, ${how}`);
   }
   const [there, beside] = ["dragged", "beside"].map((name) => $(`${name}-reading`).textContent);
   if (calls === "all") say(`Dragged by ${short(strength)}: ${there}; beside it ${beside}.`);
@@ -382,6 +384,11 @@ function placeRegion(factors) {
   setRegion(left, top, 2 * half, SIDE - top);
 }
 
+// The box is seen while there is a picture to place it on, and a treatment to place it for.
+function outline() {
+  $("region").hidden = !$("treat").open || !clinic.image;
+}
+
 function setRegion(left, top, width, height) {
   const within = (value, low, high) => Math.round(Math.min(Math.max(value, low), high));
   region.width = within(width, 2, SIDE);
@@ -425,6 +432,7 @@ function drawRegion(event) {
     else setRegion(Math.min(x, x2), Math.min(y, y2), Math.abs(x2 - x), Math.abs(y2 - y));
   };
   screen.setPointerCapture(event.pointerId);
+  $("region").focus();
   screen.onpointermove = moved;
   screen.onpointerup = screen.onpointercancel = () => { screen.onpointermove = null; };
 }
@@ -457,7 +465,7 @@ function presets() {
   const within = (value, low, high, other) => (value >= low && value <= high ? value : other);
   preset.seed = Number.isSafeInteger(preset.seed) && preset.seed >= 0 ? preset.seed : PRESET.seed;
   preset.t = ALICE.times.includes(preset.t) ? preset.t : PRESET.t;
-  preset.map = preset.map in MAPS ? preset.map : PRESET.map;
+  preset.map = Object.hasOwn(MAPS, preset.map) ? preset.map : PRESET.map;
   preset.k = within(Math.round(preset.k), 1, $("k").length, PRESET.k);
   preset.direction = within(Math.round(preset.direction), 1, preset.k, 1);
   preset.strength = within(preset.strength, Number($("strength").min), Number($("strength").max), 0);
@@ -531,14 +539,14 @@ function listen() {
   $("give").onclick = treat;
   $("strip").onclick = makeStrip;
   $("save-strip").onclick = () => savePicture(clinic.strip, [...$("nine").getElementsByTagName("canvas")], 4);
-  $("png").onclick = () => savePicture(fileName(`${strengthNow()}.png`), [$("dragged")], 8);
+  $("png").onclick = () => savePicture(fileName(`-by${strengthNow()}.png`), [$("dragged")], 8);
   $("json").onclick = saveDirection;
   $("seed").onkeydown = (event) => event.key === "Enter" && !$("draw").disabled && draw();
   $("zero").onclick = () => { strengthen(0); drag(); };
   $("strength").oninput = () => { strengthen(strengthNow()); drag(); };
   $("other").onchange = $("directions").onchange = drag;
   $("map").onchange = $("t").onchange = explain;
-  $("treat").ontoggle = () => { $("region").hidden = !$("treat").open || !clinic.image; };
+  $("treat").ontoggle = outline;
   $("region").onkeydown = regionKey;
   $("screen").onpointerdown = drawRegion;
   addEventListener("hashchange", () => location.hash.includes("=") && follow());

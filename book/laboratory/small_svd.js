@@ -7,14 +7,15 @@
 // columns, S falling. Where S is 0, P goes on with any orthonormal columns.
 // Source: Hestenes 1958; Demmel & Veselic 1992 for its accuracy.
 function smallSVD(columns) {
-  const SWEEPS = 60, RIGHT = 1e-15;
-  const n = columns.length;
+  const SWEEPS = 60, n = columns.length;
+  const right = 2 ** -52 * Math.sqrt(n);
+  const nothing = 2 ** -104 * columns.reduce((sum, column) => sum + dot(column, column), 0);
   const P = columns.map(column => Float64Array.from(column));
   const Q = P.map((_, i) => Float64Array.from(P, (_, j) => Number(i === j)));
-  for (let sweep = 0, worst = 1; worst > RIGHT && sweep < SWEEPS; sweep++) {
-    worst = 0;
+  for (let sweep = 0, skew = true; skew && sweep < SWEEPS; sweep++) {
+    skew = false;
     for (let i = 0; i < n; i++) {
-      for (let j = i + 1; j < n; j++) worst = Math.max(worst, turned(P, Q, i, j));
+      for (let j = i + 1; j < n; j++) skew = turned(P, Q, [i, j], right, nothing) || skew;
     }
   }
   const lengths = P.map(norm);
@@ -23,11 +24,11 @@ function smallSVD(columns) {
   return {P: unitColumns(order.map(i => P[i]), S), S, Q: order.map(i => Q[i])};
 }
 
-// Columns i and j turned to a right angle, in P and in Q; gives the cosine of the angle before.
-function turned(P, Q, i, j) {
+// Columns i and j turned to a right angle, in P and in Q. False where its cosine is below `right`, or
+// their product is nothing beside the matrix.
+function turned(P, Q, [i, j], right, nothing) {
   const a = dot(P[i], P[i]), b = dot(P[j], P[j]), c = dot(P[i], P[j]);
-  const cosine = c ? Math.abs(c) / Math.sqrt(a * b) : 0;
-  if (!(cosine > 1e-16)) return 0;
+  if (!(Math.abs(c) > Math.max(right * Math.sqrt(a * b), nothing))) return false;
   const zeta = (b - a) / (2 * c);
   const tangent = Math.sign(zeta || 1) / (Math.abs(zeta) + Math.hypot(1, zeta));
   const cos = 1 / Math.hypot(1, tangent), sin = cos * tangent;
@@ -39,7 +40,7 @@ function turned(P, Q, i, j) {
       y[k] = sin * xk + cos * y[k];
     }
   }
-  return cosine;
+  return true;
 }
 
 // The columns at length 1; those of no length beside the first give way to axes left over.

@@ -85,7 +85,7 @@ async function stepped({alice, clip, each}, {t, way}, x, dose) {
 // x <- x + A^+ r, a few times: r is how far the rest has drifted from what was expected there, A^+
 // the pseudo-inverse on the rest's top directions, V^T S^-1 U.
 async function settled({alice, region, each}, {t, value, U, S, V}, x) {
-  let y = new Float64Array(x);
+  const y = new Float64Array(x);
   for (let round = 0; round < ROUNDS; round++) {
     const image = expected(alice, new Float32Array(y), t);
     const drift = masked(image.map((now, i) => value[i] - now), region, 0);

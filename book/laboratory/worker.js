@@ -4,10 +4,6 @@
 // the older one between two network calls; quick jobs go first, in the pauses of the long ones.
 
 const LONG = ["directions", "strip", "treat"];
-const SIMD = Uint8Array.of(
-  0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 10, 1, 8, 0, 65, 0, 253, 15,
-  253, 98, 11,
-);
 const DROPPED = Symbol("dropped");
 const waiting = [], newest = {};
 let alice = null, register = null, busy = false, turns = 0;
@@ -73,9 +69,6 @@ function lasting(map, x, t) {
 
 const OPS = {
   async wake({parts}) {
-    if (!WebAssembly.validate(SIMD)) {
-      throw new Error("this browser is too old for her: its WebAssembly has no SIMD; take a newer one");
-    }
     alice = await wake(parts);
     register = {average: parts.average, clip: parts.clip};
     return {};
@@ -101,14 +94,14 @@ const OPS = {
     return {S, residuals, V, steps, problem};
   },
 
-  async drag(job, running) {
-    return {image: await dragged(job, job.strength, () => running({}))};
+  async drag(job) {
+    return {image: await dragged(job, job.strength)};
   },
 
   async strip(job, running) {
     const images = [];
     for (const strength of job.strengths) {
-      images.push(await dragged(job, strength, () => paused(job)));
+      images.push(await dragged(job, strength));
       await running({i: images.length - 1, image: images.at(-1)});
     }
     return {images};
@@ -134,9 +127,10 @@ const OPS = {
 };
 
 // x moved along v and walked down: in "all" the sample's own calls, in 4 chosen ones, or in so many.
-async function dragged({x, t, v, calls = 4}, strength, each) {
+async function dragged(job, strength) {
+  const {x, t, v, calls = 4} = job;
   const times = calls === "all" ? grid(t) : calls === 4 ? hurried(t) : timesteps(t, calls);
-  return walk(alice, move(x, v, strength), times, each);
+  return walk(alice, move(x, v, strength), times, () => paused(job));
 }
 
 function directionFile({model, seed, index = 0, t, map, strength, v}) {
