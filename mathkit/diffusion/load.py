@@ -31,6 +31,7 @@ from mathkit.diffusion.networks import Bind, UNetModel, network_shape, unwrapped
 from mathkit.diffusion.text import LatentModel, TextModel
 
 HALF = (torch.float16, torch.bfloat16)
+DISTILLED = {"LCMScheduler", "TCDScheduler"}
 CLIPPING = {"DDPMScheduler", "DDIMScheduler"}  # unless they say otherwise
 
 
@@ -295,6 +296,11 @@ def _schedule(config: dict[str, Any]) -> tuple[Tensor, str]:
     if "beta_schedule" not in config and not config.get("trained_betas"):
         raise ValueError(
             f"expected a scheduler with betas (DDPM, DDIM, ...), got {config.get('_class_name')}"
+        )
+    if config.get("_class_name") in DISTILLED:
+        raise ValueError(
+            f"a {config['_class_name']} goes with a network that was distilled to a few steps and "
+            "is no denoiser any more: give scheduler=, the one of its training, if it is one"
         )
     abar = DDPMScheduler.from_config(config).alphas_cumprod
     return abar, config.get("prediction_type", "epsilon")
