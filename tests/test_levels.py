@@ -182,6 +182,20 @@ def test_times_fall_evenly_in_what_the_model_steps_in(path: str) -> None:
         mk.timesteps(g, t, 9)
 
 
+def test_a_real_time_is_never_rounded_to_float32() -> None:
+    g, t = gaussian(levels.flow()), 0.1 + 1e-12
+    assert g.levels.pair(t) == (1 - t, t) and float(g.times(t, 1)) == t
+
+
+@pytest.mark.parametrize("path", ["exploding", "flow", "trigonometric"])
+def test_log_snr_is_even_to_the_last_bits_where_times_are_real(path: str) -> None:
+    p = gaussian(PATHS[path][0])
+    p.spacing = "log-snr"
+    grid = mk.timesteps(p, p.levels.highest(0.05), 60)
+    gaps = torch.tensor([math.log(levels.ratio(p.levels.pair(s))) for s in grid]).diff()
+    assert len(grid) == 60 and float((gaps / gaps.mean() - 1).abs().max()) < 1e-4
+
+
 def test_log_snr_from_pure_noise_has_as_many_times() -> None:
     g = gaussian(levels.flow())
     g.spacing = "log-snr"

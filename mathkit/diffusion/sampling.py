@@ -322,6 +322,7 @@ def invert(
         x = at
         if callback:
             callback(i, then, x)
+    p.made(x, times[-1])
     return p.check(x, "the inverted x_t")
 
 
