@@ -276,8 +276,8 @@ def test_an_eps_is_not_divided_by_next_to_no_signal(name: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error" if clip else "ignore")
         x = mk.sample(p, 40, steps=25)
+        states = [*walk(p, start(p, 0, range(40)), mk.timesteps(p, p.top, 25))]
     assert float(x.abs().max()) < (1.5 if clip else 40.0), x.abs().max()
-    states = [*walk(p, start(p, 0, range(40)), mk.timesteps(p, p.top, 25))]
     assert all(0.7 < float(x.std()) < 1.3 for t, x in states if clip and t > 0.6 * p.top)
     assert (p.bound is not None) == clip and levels.ratio(p.levels.pair(p.top)) >= 0.005
     top = len(abar) - 1

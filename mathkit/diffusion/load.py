@@ -149,15 +149,17 @@ def _in_memory(thing: Any, scheduler: Any, as_it_is: bool) -> UNetModel:
         )
     config = _config_of(parts.get("scheduler") if scheduler is None else scheduler)
     network_shape(unwrapped(unet).config)
-    needed = parts_of(kind, dict(unwrapped(unet).config))
+    needed = parts_of(kind, unwrapped(unet).config)
     there = {name for name, part in parts.items() if isinstance(part, nn.Module)}
     if unknown_parts(there, needed) or needed.keys() - there:
         raise ValueError(
             f"expected a {kind} {'with ' + ' and '.join(needed) if needed else 'alone'}, got "
             f"{', '.join(sorted(there))} of {type(thing).__name__}"
         )
-    index = dict(getattr(thing, "config", {})) | {"labels": getattr(thing, "labels", {})}
-    return _assembled(unet, parts if needed else {}, config, index)
+    if not needed:
+        return _assembled(unet, {}, config, {})
+    index = dict(thing.config) | {"labels": getattr(thing, "labels", {})}
+    return _assembled(unet, parts, config, index)
 
 
 def _device(device: str | torch.device) -> torch.device:
