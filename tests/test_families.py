@@ -410,6 +410,14 @@ def test_text_networks_of_another_kind_are_refused_by_name(case: str, tmp_path: 
         mk.load_model(tmp_path / "sd")
 
 
+@pytest.mark.parametrize("name", ["LCMScheduler", "TCDScheduler"])
+def test_a_distilled_network_s_scheduler_is_refused_by_name(name: str, folder: Path) -> None:
+    standins.edit(folder / "scheduler/scheduler_config.json", _class_name=name)
+    with pytest.raises(ValueError, match=f"a {name} goes with a network that was distilled"):
+        mk.load_model(folder)
+    assert mk.load_model(folder, scheduler=ddim()).shape == (3, 16, 16)
+
+
 Index = dict[str, Any]
 
 

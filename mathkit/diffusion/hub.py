@@ -230,13 +230,13 @@ def _layout(
     return ModelFiles(folder, unet, scheduler, index, main, files, revision, source + note)
 
 
-def parts_of(kind: str, config: dict[str, Any]) -> dict[str, str]:
+def parts_of(kind: str, config: Any) -> dict[str, str]:
     """What a denoiser of this class and configuration needs beside itself: folder -> class."""
     if kind == "UNet2DModel":
         return {}
     if kind == "DiTTransformer2DModel":
         return {"vae": PARTS["vae"]}
-    return PARTS | (SECOND if config.get("addition_embed_type") else {})
+    return PARTS | (SECOND if getattr(config, "addition_embed_type", None) else {})
 
 
 def unknown_parts(names: Iterable[str], needed: Iterable[str]) -> list[str]:
@@ -260,9 +260,10 @@ def _configs(
     if scheduler is None:
         places = [folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json"]
         scheduler = _config(folder, places, ": give scheduler=, the one it was trained with")
-    network_shape(SimpleNamespace(**unet))
+    told = SimpleNamespace(**unet)
+    network_shape(told)
     file = folder / "model_index.json"
-    index, needed = read_json(file) if file.is_file() else {}, parts_of(kind, unet)
+    index, needed = read_json(file) if file.is_file() else {}, parts_of(kind, told)
     if kind == "UNet2DModel" and any((folder / p).is_dir() or p in index for p in LATENT):
         raise ValueError(f"{folder} is a latent model without text, which mathkit does not read")
     for part, wanted in needed.items():

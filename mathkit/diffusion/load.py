@@ -32,6 +32,7 @@ from mathkit.diffusion.networks import Bind, UNetModel, network_shape, unwrapped
 from mathkit.diffusion.text import LatentModel, TextModel
 
 HALF = (torch.float16, torch.bfloat16)
+DISTILLED = {"LCMScheduler", "TCDScheduler"}
 CLIPPING = {"DDPMScheduler", "DDIMScheduler"}  # unless they say otherwise
 
 
@@ -158,15 +159,17 @@ def _in_memory(thing: Any, scheduler: Any, as_it_is: bool) -> UNetModel:
         )
     config = _config_of(parts.get("scheduler") if scheduler is None else scheduler)
     network_shape(unwrapped(unet).config)
-    needed = parts_of(kind, dict(unwrapped(unet).config))
+    needed = parts_of(kind, unwrapped(unet).config)
     there = {name for name, part in parts.items() if isinstance(part, nn.Module)}
     if unknown_parts(there, needed) or needed.keys() - there:
         raise ValueError(
             f"expected a {kind} {'with ' + ' and '.join(needed) if needed else 'alone'}, got "
             f"{', '.join(sorted(there))} of {type(thing).__name__}"
         )
-    index = dict(getattr(thing, "config", {})) | {"labels": getattr(thing, "labels", {})}
-    return _assembled(unet, parts if needed else {}, config, index)
+    if not needed:
+        return _assembled(unet, {}, config, {})
+    index = dict(thing.config) | {"labels": getattr(thing, "labels", {})}
+    return _assembled(unet, parts, config, index)
 
 
 def _device(device: str | torch.device) -> torch.device:
@@ -305,6 +308,11 @@ def _schedule(config: dict[str, Any]) -> tuple[Tensor, str]:
     if "beta_schedule" not in config and not config.get("trained_betas"):
         raise ValueError(
             f"expected a scheduler with betas (DDPM, DDIM, ...), got {config.get('_class_name')}"
+        )
+    if config.get("_class_name") in DISTILLED:
+        raise ValueError(
+            f"a {config['_class_name']} goes with a network that was distilled to a few steps and "
+            "is no denoiser any more: give scheduler=, the one of its training, if it is one"
         )
     abar = DDPMScheduler.from_config(config).alphas_cumprod
     return abar, config.get("prediction_type", "epsilon")
