@@ -8,9 +8,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import mathkit as mk
 from mathkit import data, scores
-from mathkit.chapters import neurons, treatment
+from mathkit.chapters import eigenfaces, neurons, treatment
 from mathkit.show import posterior, puppets
-from studies import jobs, methods, model_card, neuron_edits, rows, surveys, trial
+from studies import crowds, jobs, methods, model_card, neuron_edits, rows, surveys, trial
 
 pytestmark = pytest.mark.patient
 COURSES = [name for name, part in rows.TABLES.items() if all(row.course for row in part.rows)]
@@ -197,6 +197,27 @@ def test_a_row_of_when_he_is_decided_is_what_it_was(p, truth):
     assert abs(int(seen.sum()) - row["shown"]) <= 1, row
     abar = float(p.alphas_cumprod[row["t"]])
     assert float(truth.stranger(xt, abar)) == pytest.approx(row["exact"], abs=0.02)
+
+
+def test_a_row_of_her_three_sides_is_what_it_was(p, truth):
+    at = [row for row in data.stored("sides")["rows"] if row["t"] == 700]  # by the large bank
+    row = random.choice(at)
+    fresh = eigenfaces.eigenfaces(puppets.render(puppets.sample_factors(2000, seed=8)), 10)
+    now = model_card.sides_row(p, truth, fresh.axes, row["frame"], row["t"])
+    assert now.keys() == row.keys()
+    names = [name for name in row if name not in ("frame", "t", "ess")]
+    assert [now[n] for n in names] == pytest.approx([row[n] for n in names], abs=0.02)
+
+
+def test_the_symmetric_part_of_a_map_is_half_of_it_and_its_transpose():
+    A = torch.randn(5, 5, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(model_card.symmetric(mk.matrix(A)).dense(), (A + A.T) / 2, atol=1e-6)
+
+
+def test_a_row_of_the_planted_crowds_is_what_it_was():
+    row = random.choice([r for r in data.stored("crowds")["rows"] if r["share"] == crowds.SHARE])
+    now = crowds.crowd_row(row["n"], row["share"], row["seed"])
+    assert abs(now["agreed"] - row["agreed"]) < 0.2 * row["n"], (now, row)
 
 
 def test_a_row_of_the_neurons_is_what_it_was(p):

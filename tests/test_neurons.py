@@ -180,3 +180,20 @@ def test_turned_directions_share_their_length_and_leave_the_readable_dials_alone
     other, same = neuron_edits.turned(many, places, 4), neuron_edits.turned(many, places, 3)
     assert not torch.equal(other["random"], made["random"])
     assert torch.equal(same["random"], made["random"])
+
+
+def row(cured, side):
+    """Two strengths of a row, ten patients: how many are cured, and the side effect."""
+    return [
+        {"side": [d] * 10, "outcome": [1] * k + [0] * (10 - k)}
+        for k, d in zip(cured, side, strict=True)
+    ]
+
+
+def test_more_cured_at_one_side_effect_is_read_off_between_the_strengths():
+    low, high = row((0, 10), (0.1, 0.3)), row((10, 10), (0.1, 0.3))
+    assert neuron_edits.more_cured(high, high, 0.2) == (0, 0, 0)
+    more, least, most = neuron_edits.more_cured(high, low, 0.15)
+    assert more == pytest.approx(0.75) and least == most == pytest.approx(0.75)
+    some = neuron_edits.more_cured(row((3, 5), (0.1, 0.3)), row((0, 0), (0.1, 0.3)), 0.2)
+    assert some[0] == pytest.approx(0.4, abs=0.02) and some[1] < 0.2 < 0.6 < some[2]
