@@ -261,8 +261,11 @@ def diagram(
         colour = style.ACCENT if name in accent else style.GREY
         places[name] = Rectangle((x - w / 2, y - h / 2), w, h, fc="none", ec=colour, lw=1.3)
         ax.add_patch(places[name])
-        spot = _beside(x, y, w, h, middle, 0.01 * wide) if outside else (x, y, "center", "center")
-        _name(ax, name, *spot, style.ACCENT if name in accent else style.INK)
+        ha, va = "center", "center"
+        if outside:
+            x, y, ha, va = _beside(x, y, w, h, middle, 0.01 * wide)
+        ink = style.ACCENT if name in accent else style.INK
+        ax.text(x, y, name, ha=ha, va=va, color=ink, fontsize=10)
     for start, end, word in arrows:
         _join(ax, at[start][:2], at[end][:2], places[start], places[end], word)
     ax.set(xlim=(middle - wide / 2, middle + wide / 2), aspect="equal")
@@ -428,10 +431,6 @@ def _beside(
         return x, y - h / 2 - gap, "center", "top"
     side = 1 if x > middle else -1
     return x + side * (w / 2 + gap), y, "left" if side > 0 else "right", "center"
-
-
-def _name(ax: Axes, name: str, x: float, y: float, ha: str, va: str, colour: str) -> None:
-    ax.text(x, y, name, ha=ha, va=va, color=colour, fontsize=10)
 
 
 def _join(
