@@ -261,10 +261,11 @@ def diagram(
         colour = style.ACCENT if name in accent else style.GREY
         places[name] = Rectangle((x - w / 2, y - h / 2), w, h, fc="none", ec=colour, lw=1.3)
         ax.add_patch(places[name])
-        inside = (x, y, "center", "center")
-        a, b, ha, va = _beside(x, y, w, h, middle, 0.01 * wide) if outside else inside
+        ha, va = "center", "center"
+        if outside:
+            x, y, ha, va = _beside(x, y, w, h, middle, 0.01 * wide)
         ink = style.ACCENT if name in accent else style.INK
-        ax.text(a, b, name, ha=ha, va=va, color=ink, fontsize=10)
+        ax.text(x, y, name, ha=ha, va=va, color=ink, fontsize=10)
     for start, end, word in arrows:
         _join(ax, at[start][:2], at[end][:2], places[start], places[end], word)
     ax.set(xlim=(middle - wide / 2, middle + wide / 2), aspect="equal")
