@@ -110,8 +110,11 @@ def verify(folder: str | Path, entry: Entry) -> None:
         )
 
 
-def sha256(path: str | Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+def sha256(path: str | Path, *more: Path) -> str:
+    """SHA-256 of a file, in hexadecimal; of several, that of theirs."""
+    if more:
+        each = [sha256(file) for file in (path, *more)]
+        return hashlib.sha256("".join(each).encode()).hexdigest()
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -125,14 +128,47 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a weights file, on the CPU: safetensors, or a pickle of tensors alone.
 
     A pickle (.bin, .pt, ...) goes through torch's weights-only loader, which runs no code of the
-    file. Raises ValueError for a pickle of anything else, a broken file, and NaN or infinity.
+    file; of an index of shards (.index.json) all are read. Raises ValueError for a pickle of
+    anything else, a broken file, a pointer of git-lfs, and NaN or infinity.
     """
-    path = Path(path)
-    state = _safetensors(path) if path.suffix == ".safetensors" else _pickle(path)
+    path, state = Path(path), dict[str, Tensor]()
+    for file in shards(path):
+        check_pointer(file)
+        state |= _safetensors(file) if file.suffix == ".safetensors" else _pickle(file)
     broken = [key for key, value in state.items() if not value.isfinite().all()]
     if broken:
         raise ValueError(f"{path} holds NaN or infinity in {broken[0]}")
     return state
+
+
+def shards(path: Path) -> list[Path]:
+    """The weights files that an index of shards names, in order; of any other file, itself.
+
+    Raises ValueError for an index that is none, or names a file of another folder.
+    """
+    if ".index" not in path.suffixes:
+        return [path]
+    check_pointer(path)
+    try:
+        names = sorted(set(json.loads(path.read_text("utf-8"))["weight_map"].values()))
+    except (json.JSONDecodeError, KeyError, AttributeError, TypeError):
+        raise ValueError(f"{path} is no index of shards: fetch the folder again") from None
+    if not names or any(Path(name).name != name or name.endswith(".json") for name in names):
+        raise ValueError(f"{path} is no index of shards: it names {names[:3]}")
+    return [path.with_name(name) for name in names]
+
+
+LFS = b"version https://git-lfs"
+
+
+def check_pointer(path: Path) -> None:
+    """Raises ValueError for what git leaves in the place of a large file without git-lfs."""
+    with path.open("rb") as file:
+        if file.read(len(LFS)) == LFS:
+            raise ValueError(
+                f"{path} is a pointer of git-lfs, not the file itself: in its clone run "
+                "`git lfs install && git lfs pull`, or load the model by its Hub name"
+            )
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:

@@ -498,7 +498,7 @@ ROWS = [
         "either",
     ),
     ("inject: dh is numpy", lambda: mk.inject(np.zeros((128, 8, 8)), 600, 0, 1.0), "refuse"),
-    ("inject: t_from = 600.0", lambda: mk.inject(torch.zeros(128, 8, 8), 600.0, 0, 1.0), "refuse"),
+    ("inject: t_from = '600'", lambda: mk.inject(torch.zeros(128, 8, 8), "600", 0, 1.0), "refuse"),
     (
         "inject: dh of the pooled h",
         lambda: mk.denoise(p, xt, 600, 2, h_edit=mk.inject(torch.zeros(128), 600, 0, 1.0)),

@@ -18,7 +18,7 @@ from mathkit.diffusion.levels import Levels
 from mathkit.diffusion.load import thresholded
 from mathkit.diffusion.model import Model, linear_schedule
 from mathkit.diffusion.networks import UNetModel
-from mathkit.diffusion.sampling import ddim_step, noised, start
+from mathkit.diffusion.sampling import ddim_step, noised, start, walk
 
 PATHS: dict[str, tuple[Any, tuple[float, ...]]] = {
     "preserving": (linear_schedule(), (0, 300, 999)),
@@ -182,6 +182,20 @@ def test_times_fall_evenly_in_what_the_model_steps_in(path: str) -> None:
         mk.timesteps(g, t, 9)
 
 
+def test_a_real_time_is_never_rounded_to_float32() -> None:
+    g, t = gaussian(levels.flow()), 0.1 + 1e-12
+    assert g.levels.pair(t) == (1 - t, t) and float(g.times(t, 1)) == t
+
+
+@pytest.mark.parametrize("path", ["exploding", "flow", "trigonometric"])
+def test_log_snr_is_even_to_the_last_bits_where_times_are_real(path: str) -> None:
+    p = gaussian(PATHS[path][0])
+    p.spacing = "log-snr"
+    grid = mk.timesteps(p, p.levels.highest(0.05), 60)
+    gaps = torch.tensor([math.log(levels.ratio(p.levels.pair(s))) for s in grid]).diff()
+    assert len(grid) == 60 and float((gaps / gaps.mean() - 1).abs().max()) < 1e-4
+
+
 def test_log_snr_from_pure_noise_has_as_many_times() -> None:
     g = gaussian(levels.flow())
     g.spacing = "log-snr"
@@ -262,7 +276,9 @@ def test_an_eps_is_not_divided_by_next_to_no_signal(name: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error" if clip else "ignore")
         x = mk.sample(p, 40, steps=25)
+        states = [*walk(p, start(p, 0, range(40)), mk.timesteps(p, p.top, 25))]
     assert float(x.abs().max()) < (1.5 if clip else 40.0), x.abs().max()
+    assert all(0.7 < float(x.std()) < 1.3 for t, x in states if clip and t > 0.6 * p.top)
     assert (p.bound is not None) == clip and levels.ratio(p.levels.pair(p.top)) >= 0.005
     top = len(abar) - 1
     xt = start(p, 0, [0])

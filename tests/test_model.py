@@ -291,7 +291,7 @@ def test_a_covariance_may_lack_a_rank_or_round_below_zero_and_no_more() -> None:
 
 def test_networks_and_covariances_of_another_kind_are_refused() -> None:
     for config, message in (
-        ({"out_channels": 2}, "as many channels out as in"),
+        ({"out_channels": 3}, "as many channels out as in"),
         ({"sample_size": None}, "no sample_size"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -11,6 +11,7 @@ from typing import Any
 
 import galaxy_files
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 import standins
 import torch
@@ -117,12 +118,53 @@ def test_a_picture_is_turned_cut_and_scaled(tmp_path: Path, small: Study) -> Non
     assert torch.equal(found[0, :, 8, 8], torch.tensor([1.0, -1.0, -1.0]))
 
 
+def ramp(small: Study, image: Any, path: Path) -> torch.Tensor:
+    """What is read of a picture, at the middle of its height, (C, 16)."""
+    image.save(path)
+    return subject.read_image(path, small.p)[0, :, 8]
+
+
+def test_a_picture_of_any_depth_is_the_same(tmp_path: Path, small: Study) -> None:
+    """A ramp from black to white in 8 bits, 16 bits, float32 in [0, 1] and [0, 255]."""
+    line = np.tile(np.linspace(0, 1, 16), (16, 1))
+    eight = ramp(small, Image.fromarray((line * 255).round().astype("uint8")), tmp_path / "8.png")
+    assert eight[0, 0] == -1 and eight[0, -1] == 1 and abs(float(eight.mean())) < 0.01
+    others = {
+        "16.png": (line * 65535).round().astype("uint16"),
+        "16.tif": (line * 65535).round().astype("uint16"),
+        "1.tif": line.astype("float32"), "255.tif": (line * 255).astype("float32"),
+    }  # fmt: skip
+    for name, values in others.items():
+        found = ramp(small, Image.fromarray(values), tmp_path / name)
+        torch.testing.assert_close(found, eight, rtol=0, atol=1 / 127)
+    with pytest.raises(ValueError, match=r"far\.tif holds numbers from -3 to 900: bring them to"):
+        values = np.full((16, 16), 900, dtype="float32")
+        values[0, 0] = -3
+        ramp(small, Image.fromarray(values), tmp_path / "far.tif")
+
+
+def test_what_is_transparent_lies_on_white(tmp_path: Path, small: Study) -> None:
+    image = Image.new("RGBA", (16, 16), (255, 0, 0, 255))
+    image.paste((0, 0, 0, 0), (8, 0, 16, 16))
+    found = ramp(small, image, tmp_path / "alpha.png")
+    assert torch.equal(found[:, 1], torch.tensor([1.0, -1.0, -1.0])) and bool(
+        (found[:, -1] == 1).all()
+    )
+    palette = image.convert("P")
+    palette.info["transparency"] = palette.getpixel((12, 8))
+    assert bool((ramp(small, palette, tmp_path / "p.png")[:, -1] == 1).all())
+
+
 def test_what_is_no_picture_is_named(tmp_path: Path, small: Study) -> None:
     (tmp_path / "words.png").write_text("words")
     with pytest.raises(ValueError, match=r"words\.png is no picture that Pillow can read"):
         subject.read_image(tmp_path / "words.png", small.p)
     with pytest.raises(FileNotFoundError):
         subject.read_image(tmp_path / "missing.png", small.p)
+    Image.new("RGB", (64, 64)).save(tmp_path / "whole.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:80])
+    with pytest.raises(ValueError, match=r"cut\.png is no picture"):
+        subject.read_image(tmp_path / "cut.png", small.p)
 
 
 @pytest.mark.parametrize(
@@ -130,6 +172,7 @@ def test_what_is_no_picture_is_named(tmp_path: Path, small: Study) -> None:
     [
         ({"samples": 1}, "samples >= 2"),
         ({"times": ()}, "at least one time"),
+        ({"guidance": 2.0}, "guidance and negative go with a prompt"),
         ({"region": (0.5, 0, 0.2, 1)}, "region is left, top, right, bottom"),
         ({"strength": 0.0}, r"strength is in \(0, 2\]"),
         ({"dtype": "int8"}, "dtype is one of float32"),

@@ -115,7 +115,7 @@ def grid(p: Model, t: int) -> list[int]:
     >>> treatment.grid(mk.load_model("alice"), 125)
     [125, 83, 42, 0]
     """
-    times = timesteps(p, len(p.alphas_cumprod) - 1, SAMPLING)
+    times = timesteps(p, p.top, SAMPLING)
     if t not in times:
         raise ValueError(f"t = {t} is no time of the sampling grid {times}")
     return times[times.index(t) :]
@@ -139,8 +139,7 @@ def trajectory(p: Model, seed: int, index: Sequence[int], t: int) -> Tensor:
     torch.Size([2, 3, 64, 64])
     """
     grid(p, t)
-    top = len(p.alphas_cumprod) - 1
-    return reached(walk(p, start(p, seed, list(index)), grid(p, top)), t)
+    return reached(walk(p, start(p, seed, list(index)), grid(p, p.top)), t)
 
 
 def descend(p: Model, x: Tensor, t: int, to: int) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mathkit.arguments import integer, number, tensor
 from mathkit.diffusion.encoder import At, Map, bottleneck, encoder, replacing
+from mathkit.diffusion.levels import Time
 from mathkit.diffusion.model import Model, check_model
 from mathkit.linear.jacobian import jacobian
 from mathkit.linear.subspaces import LIFTS, carry
@@ -266,15 +267,15 @@ class Injection:
     """An edit of h while denoising, made by `inject`; `mk.denoise(..., h_edit=)` takes it."""
 
     dh: Tensor | Map
-    t_from: int
-    t_to: int
+    t_from: Time
+    t_to: Time
     strength: float
     at: At = None
 
-    def active(self, t: int) -> bool:
+    def active(self, t: Time) -> bool:
         return self.t_to <= t <= self.t_from
 
-    def __call__(self, p: Model, x: Tensor, t: int) -> Tensor:
+    def __call__(self, p: Model, x: Tensor, t: Time) -> Tensor:
         """eps(x_t, t) with h + strength dh for h."""
         block, dh = bottleneck(p, self.at), self.dh
         each = isinstance(dh, Tensor) and dh.ndim == x.ndim
@@ -301,7 +302,7 @@ def _injected_step(dh: Tensor | Map, h: Tensor) -> Tensor:
     return dh.to(h)
 
 
-def inject(dh: Tensor | Map, t_from: int, t_to: int, strength: float, at: At = None) -> Injection:
+def inject(dh: Tensor | Map, t_from: Time, t_to: Time, strength: float, at: At = None) -> Injection:
     """The edit h <- h + strength dh at every step with t_to <= t <= t_from, for `mk.denoise`.
 
     The reverse process is asymmetric: the edited network gives the predicted x_0, the unedited one
@@ -324,9 +325,9 @@ def inject(dh: Tensor | Map, t_from: int, t_to: int, strength: float, at: At = N
     >>> mk.denoise(p, mk.diffusion.sampling.start(p, 0, [0]), 999, 2, h_edit=off).shape
     torch.Size([1, 3, 64, 64])
     """
-    t_from, t_to = integer(t_from, "t_from"), integer(t_to, "t_to")
+    t_from, t_to = number(t_from, "t_from", 0), number(t_to, "t_to", 0)
     if t_to > t_from:
-        raise ValueError(f"time runs down: expected t_from >= t_to >= 0, got {t_from}, {t_to}")
+        raise ValueError(f"time runs down: expected t_from >= t_to >= 0, got {t_from:g}, {t_to:g}")
     if not callable(dh) and not bool(tensor(dh, "dh", "(*h), or a function of h").isfinite().all()):
         raise ValueError("dh holds NaN or infinity")
     return Injection(dh, t_from, t_to, number(strength, "strength"), at)

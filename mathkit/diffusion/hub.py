@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -16,9 +16,12 @@ from mathkit import data
 from mathkit.diffusion.networks import network_shape
 
 STEM = "diffusion_pytorch_model"
-KINDS = ("UNet2DModel", "UNet2DConditionModel")
+KINDS = ("UNet2DModel", "UNet2DConditionModel", "DiTTransformer2DModel")
+ROOTS = ("unet", "transformer")  # where a pipeline keeps its denoiser
 PARTS = {"vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}  # of a text model
-READ = ("", "unet", "scheduler", "tokenizer", *PARTS)
+SECOND = {"text_encoder_2": "CLIPTextModelWithProjection"}  # of one that reads it twice
+LEFT_OUT = {"safety_checker", "image_encoder", "feature_extractor"}  # they have no part in x_t
+READ = ("", *ROOTS, "scheduler", "tokenizer", "tokenizer_2", *PARTS, *SECOND)
 # Hub repositories whose files we know: without a revision this commit is taken.
 PUBLISHED = {
     ("google/ddpm-celebahq-256", "cd5c944777ea2668051904ead6cc120739b86c4d"): (
@@ -41,24 +44,32 @@ def import_transformers() -> Any:
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A diffusers model's two configurations, its weights files and where they come from.
+    """A diffusers model's configurations, its weights files and where they come from.
 
-    parts: the weights of a text model's "vae" and "text_encoder"; empty for a pixel model.
+    unet: of the denoiser. index: of the pipeline. parts: the weights of what else a model needs,
+    as "vae" and "text_encoder"; empty for a pixel model.
     """
 
     folder: Path
     unet: dict[str, Any]
     scheduler: dict[str, Any]
+    index: dict[str, Any]
     weights: Path
     parts: dict[str, Path]
     revision: str
     source: str
 
 
-def model_files(name: str | Path, revision: str | None = None, half: bool = False) -> ModelFiles:
+def model_files(
+    name: str | Path,
+    revision: str | None = None,
+    half: bool = False,
+    scheduler: dict[str, Any] | None = None,
+) -> ModelFiles:
     """The files of a built-in model, a local diffusers folder or a Hub repository.
 
-    revision (Hub only): a branch, tag or commit. half: fp16 files before float32 ones. The
+    revision (Hub only): a branch, tag or commit. half: fp16 files before float32 ones. scheduler:
+    a configuration in the place of a local folder's own. The
     answer's revision is the Hub's commit, or "sha256:..." of the U-Net's weights. Raises
     FileNotFoundError, ValueError or (Hub) OSError, each with what to do.
     """
@@ -75,7 +86,7 @@ def model_files(name: str | Path, revision: str | None = None, half: bool = Fals
             f"no model {str(name)!r}: expected a built-in name ({', '.join(known) or 'none yet'}), "
             "a local diffusers folder, or a Hub id owner/name"
         )
-    return _layout(Path(name), str(name), half=half)
+    return _layout(Path(name), str(name), half=half, scheduler=scheduler)
 
 
 def _hub_id(name: str) -> bool:
@@ -101,10 +112,19 @@ def hub(name: str, revision: str | None = None, half: bool = False) -> tuple[Pat
             kept = _fetched(name, wanted, half)
         except HubError:
             if kept is None or not whole:
+                kept = _other_commit(name, revision, half)
+            if kept is None:
                 raise
     if kept.name != wanted:
         print(f"{name} at commit {kept.name}: ask for that revision to have the same again")
     return kept, kept.name
+
+
+def _other_commit(name: str, revision: str | None, half: bool) -> Path | None:
+    """The newest commit in the cache, where none was asked for and all files are there."""
+    kept = _cached(name, None) if revision is None else None
+    whole = kept is not None and _described(kept) and None not in _chosen(kept, half)
+    return kept if whole else None
 
 
 class HubError(OSError):
@@ -127,7 +147,7 @@ def _asking(name: str) -> Iterator[None]:
 def _cached(name: str, revision: str | None) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
-    for config in ("unet/config.json", "config.json"):
+    for config in (*(f"{root}/config.json" for root in ROOTS), "config.json"):
         found = try_to_load_from_cache(name, config, revision=revision)
         if isinstance(found, str):
             return Path(found.removesuffix(config))
@@ -143,21 +163,25 @@ def _fetched(name: str, revision: str | None, half: bool) -> Path:
         names = [file.rfilename for file in info.siblings or []]
         texts = [n for n in names if n.endswith((".json", ".txt")) and n.rpartition("/")[0] in READ]
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=texts))
-    root, *_ = _configs(folder)
-    files = [_choice(names.__contains__, part, half) for part in (root, *PARTS)]
+    root, *_, parts = _configs(folder)
+    files = [_choice(names.__contains__, part, half) for part in (root, *parts)]
+    weights = [shard.relative_to(folder) for f in files if f for shard in data.shards(folder / f)]
     with _asking(name):
-        snapshot_download(name, revision=folder.name, allow_patterns=[f for f in files if f])
+        wanted = [file.as_posix() for file in weights]
+        snapshot_download(name, revision=folder.name, allow_patterns=wanted)
     return folder
 
 
 def _choice(there: Callable[[str], bool], part: str, half: bool) -> str | None:
     """The best weights file of a network ("" for one at the root) of those that are there."""
-    stems = ("model", "pytorch_model") if part == "text_encoder" else (STEM, STEM)
+    texts = part.startswith("text_encoder")
+    stems = ("model", "pytorch_model") if texts else (STEM, STEM)
     for stem, suffix in zip(stems, (".safetensors", ".bin"), strict=True):
         for variant in (".fp16", "") if half else ("", ".fp16"):
-            name = (PurePosixPath(part) / f"{stem}{variant}{suffix}").as_posix()
-            if there(name):
-                return name
+            for file in (f"{stem}{variant}{suffix}", f"{stem}{suffix}.index{variant}.json"):
+                name = (PurePosixPath(part) / file).as_posix()
+                if there(name):
+                    return name
     return None
 
 
@@ -171,71 +195,126 @@ def _described(folder: Path) -> bool:
 
 
 def _chosen(folder: Path, half: bool) -> list[str | None]:
-    """The best weights file of each network that a folder has a configuration of."""
-    parts = [part for part in ("unet", *PARTS) if (folder / part / "config.json").is_file()]
-    parts = parts if "unet" in parts else [""]
-    return [_choice(lambda name: (folder / name).is_file(), part, half) for part in parts]
+    """The best weights file of each network that a folder has a configuration of; None where it,
+    or a shard of it, is not there."""
+    root, *_, parts = _configs(folder)
+    files = [_choice(lambda n: (folder / n).is_file(), part, half) for part in (root, *parts)]
+    return [f if f and all(s.is_file() for s in data.shards(folder / f)) else None for f in files]
 
 
-def _layout(folder: Path, source: str, commit: str | None = None, half: bool = False) -> ModelFiles:
+def _layout(
+    folder: Path,
+    source: str,
+    commit: str | None = None,
+    half: bool = False,
+    scheduler: dict[str, Any] | None = None,
+) -> ModelFiles:
     """Read either layout: unet/ and scheduler/ below the folder, or everything at its root."""
-    root, unet, scheduler, parts = _configs(folder)
+    root, unet, scheduler, index, parts = _configs(folder, scheduler)
     files: dict[str, Path] = {}
     for part in (root, *parts):
         chosen = _choice(lambda n: (folder / n).is_file(), part, half)
         if chosen is None:
-            stem = "model" if part == "text_encoder" else STEM
+            stem = "model" if part.startswith("text_encoder") else STEM
             raise FileNotFoundError(f"{folder / part} holds no {stem}.safetensors (or .bin)")
         files[part] = folder / chosen
     main, known = files.pop(root), PUBLISHED.get((source, commit or ""))
-    digest = data.sha256(main) if known or commit is None else None
-    if known and main.suffix == ".bin" and digest != known:
+    digest = data.sha256(*data.shards(main)) if known or commit is None else None
+    if known and ".bin" in main.suffixes and digest != known:
         raise ValueError(f"{main} is not the published file of SHA-256 {known}: got {digest}")
-    pickled = [p for p in (main, *files.values()) if p.suffix == ".bin"]
+    pickled = [p for p in (main, *files.values()) if ".bin" in p.suffixes]
     note = ", a pickle read weights-only" if pickled else ""
     note += ", of its fp16 files" if ".fp16." in main.name else ""
     note += ", of the published SHA-256" if known and digest == known else ""
     revision = commit or f"sha256:{digest}"
-    return ModelFiles(folder, unet, scheduler, main, files, revision, source + note)
+    return ModelFiles(folder, unet, scheduler, index, main, files, revision, source + note)
 
 
-def _configs(folder: Path) -> tuple[str, dict[str, Any], dict[str, Any], tuple[str, ...]]:
-    """Where the U-Net lies, its and the scheduler's configurations, and what else is needed."""
-    root = "unet" if (folder / "unet" / "config.json").is_file() else ""
-    unet = _config(folder, [folder / root / "config.json"])
-    places = [folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json"]
-    scheduler, kind = _config(folder, places), unet.get("_class_name")
-    if kind not in KINDS:
-        raise ValueError(f"{folder} is a {kind}: mathkit reads {' and '.join(KINDS)}")
-    network_shape(SimpleNamespace(**unet))
+def parts_of(kind: str, config: Any) -> dict[str, str]:
+    """What a denoiser of this class and configuration needs beside itself: folder -> class."""
     if kind == "UNet2DModel":
-        index = folder / "model_index.json"
-        if index.is_file() and {"vae", "vqvae"} & read_json(index).keys():
-            raise ValueError(
-                f"{folder} is a latent model without text, which mathkit does not read"
-            )
-        return root, unet, scheduler, ()
-    for part, wanted in PARTS.items():
+        return {}
+    if kind == "DiTTransformer2DModel":
+        return {"vae": PARTS["vae"]}
+    return PARTS | (SECOND if getattr(config, "addition_embed_type", None) else {})
+
+
+def unknown_parts(names: Iterable[str], needed: Iterable[str]) -> list[str]:
+    """The networks of a pipeline that a model of ours does not know what to do with."""
+    return sorted(set(names) - set(needed) - set(ROOTS) - LEFT_OUT)
+
+
+def _configs(
+    folder: Path, scheduler: dict[str, Any] | None = None
+) -> tuple[str, dict[str, Any], dict[str, Any], dict[str, Any], tuple[str, ...]]:
+    """Where the denoiser lies, its, the scheduler's and the pipeline's configurations, and what
+    else is needed."""
+    root = next((name for name in ROOTS if (folder / name / "config.json").is_file()), "")
+    unet = _config(folder, [folder / root / "config.json"])
+    kind = unet["_class_name"] = _class(unet)
+    if kind not in KINDS:
+        raise ValueError(
+            f"{folder} is a {kind}: mathkit reads {', '.join(KINDS)}; mk.denoiser makes a model of "
+            "any other network"
+        )
+    if scheduler is None:
+        places = [folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json"]
+        scheduler = _config(folder, places, ": give scheduler=, the one it was trained with")
+    told = SimpleNamespace(**unet)
+    network_shape(told)
+    file = folder / "model_index.json"
+    index, needed = read_json(file) if file.is_file() else {}, parts_of(kind, told)
+    if kind == "UNet2DModel" and any((folder / p).is_dir() or p in index for p in LATENT):
+        raise ValueError(f"{folder} is a latent model without text, which mathkit does not read")
+    for part, wanted in needed.items():
         config = _config(folder, [folder / part / "config.json"])
         found = config.get("_class_name") or (config.get("architectures") or ["?"])[0]
         if found != wanted:
             raise ValueError(f"{folder / part} is a {found}: mathkit reads {wanted}")
-    if not (folder / "tokenizer").is_dir():
-        raise FileNotFoundError(f"{folder} holds no tokenizer/, which a text model needs")
-    import_transformers()  # if it is missing, say so before weights are fetched
-    return root, unet, scheduler, tuple(PARTS)
+    _check_pipeline(folder, index, needed)
+    return root, unet, scheduler, index, tuple(needed)
 
 
-def _config(folder: Path, places: list[Path]) -> dict[str, Any]:
+LATENT = ("vae", "vqvae")
+
+
+def _class(config: dict[str, Any]) -> str:
+    """The class of a network, by its name of today."""
+    old = config.get("_class_name") == "Transformer2DModel"
+    dit = old and config.get("norm_type") == "ada_norm_zero"
+    return KINDS[2] if dit else str(config.get("_class_name"))
+
+
+def _check_pipeline(folder: Path, index: dict[str, Any], needed: dict[str, str]) -> None:
+    """Raises where a pipeline has networks we do not know, or lacks what reads a text."""
+    parts = {k for k, v in index.items() if isinstance(v, list) and v[0] and not k.startswith("_")}
+    plain = {"scheduler", "tokenizer", "tokenizer_2"}
+    if more := unknown_parts(parts - plain, needed):
+        raise ValueError(
+            f"{folder} is a {index.get('_class_name')}, a pipeline with {', '.join(more)}, which "
+            "mathkit does not read"
+        )
+    for part in needed:
+        words = part.replace("text_encoder", "tokenizer")
+        if words != part and not (folder / words).is_dir():
+            raise FileNotFoundError(f"{folder} holds no {words}/, which a text model needs")
+    if "text_encoder" in needed:
+        import_transformers()  # if it is missing, say so before weights are fetched
+
+
+def _config(folder: Path, places: list[Path], cure: str = "") -> dict[str, Any]:
     for path in places:
         if path.is_file():
             return read_json(path)
     wanted = " or ".join(p.relative_to(folder).as_posix() for p in places)
     held = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
-    raise FileNotFoundError(f"{folder} is no diffusers model: no {wanted} in it (it holds {held})")
+    raise FileNotFoundError(
+        f"{folder} is no diffusers model: no {wanted} in it (it holds {held}){cure}"
+    )
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    data.check_pointer(path)
     try:
         return json.loads(path.read_text("utf-8"))
     except json.JSONDecodeError as error:

@@ -60,8 +60,12 @@ class Levels:
         """signal and noise at one time; at -1, the clean image, 1 and 0."""
         if t == CLEAN:
             return 1.0, 0.0
-        s, n = self(torch.tensor([t]))
+        s, n = self(self.tensor([t]))
         return float(s), float(n)
+
+    def tensor(self, times: list[Time]) -> Tensor:
+        """Times as a tensor: integers, or float64."""
+        return torch.tensor(times, dtype=torch.int64 if self.whole else torch.float64)
 
     def span(self, count: int = 1000) -> Tensor:
         """Times from bottom to top: all of them where they are integers, else `count`."""
@@ -78,16 +82,22 @@ class Levels:
 
     def even(self, t: Time, steps: int) -> Tensor:
         """`steps` times from t to `bottom`, even in log(signal / noise), as far as it is finite."""
-        times = self.span(10_000)
-        s, n = self(times)
-        log = (s / n).clamp_min(1e-6).log()
-        end, first = log[-1 if t == self.top else int(torch.searchsorted(times, t))], log[0]
-        wanted = torch.linspace(float(end), float(first), steps, dtype=torch.float64)
-        at = torch.searchsorted(-log, -wanted).clamp(1, len(log) - 1)
-        share = ((wanted - log[at - 1]) / (log[at] - log[at - 1])).clamp(0, 1)
-        found = times[at - 1] + share * (times[at] - times[at - 1])
-        found[0] = t
-        return found
+        first, last = self._log(self.tensor([t, self.bottom])).tolist()
+        wanted = torch.linspace(first, last, steps, dtype=torch.float64)
+        if self.whole:
+            times = torch.arange(int(self.bottom), int(t) + 1)
+            return times[(self._log(times)[:, None] - wanted).abs().argmin(0)]
+        low, high = torch.full_like(wanted, self.bottom), torch.full_like(wanted, t)
+        for _ in range(60):  # halved to the last bit
+            middle = (low + high) / 2
+            quiet = self._log(middle) > wanted
+            low, high = torch.where(quiet, middle, low), torch.where(quiet, high, middle)
+        high[-1], high[0] = self.bottom, t
+        return high
+
+    def _log(self, t: Tensor) -> Tensor:
+        s, n = self(t)
+        return (s / n).clamp_min(1e-6).log()
 
 
 def preserving(alphas_cumprod: Tensor) -> Levels:

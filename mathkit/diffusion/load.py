@@ -6,6 +6,7 @@ No file of a repository is ever run: configurations are JSON, weights are tensor
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,22 +15,25 @@ import torch
 from torch import Tensor, nn
 
 from mathkit import data
+from mathkit.arguments import integer
 from mathkit.diffusion import galaxies
 from mathkit.diffusion.hub import (
     BUILT_IN,
     KINDS,
-    PARTS,
+    ROOTS,
     import_transformers,
     model_files,
+    parts_of,
     read_json,
+    unknown_parts,
 )
 from mathkit.diffusion.model import Model
-from mathkit.diffusion.networks import UNetModel, unwrapped
-from mathkit.diffusion.text import TextModel
+from mathkit.diffusion.networks import Bind, UNetModel, network_shape, unwrapped
+from mathkit.diffusion.text import LatentModel, TextModel
 
 HALF = (torch.float16, torch.bfloat16)
+DISTILLED = {"LCMScheduler", "TCDScheduler"}
 CLIPPING = {"DDPMScheduler", "DDIMScheduler"}  # unless they say otherwise
-LEFT_OUT = {"safety_checker", "image_encoder"}  # of a pipeline: they have no part in x_t
 
 
 def load_model(
@@ -43,11 +47,12 @@ def load_model(
     """A diffusion model: a built-in one, a local diffusers folder, a Hub repository, or one in
     memory.
 
-    Pixel models (UNet2DModel, as google/ddpm-celebahq-256) and latent text models (Stable Diffusion
-    1.x and 2.x: `p.prompted` binds a text; needs the package transformers). Reads the folder of
-    `save_pretrained` and the older layout with everything at the root; built-in files are
-    hash-checked, pickles read weights-only, safety checkers left out. What is in memory keeps its
-    device and dtype and is not changed: the model shares its weights.
+    Pixel models (UNet2DModel, as google/ddpm-celebahq-256; with classes too), latent text models
+    (Stable Diffusion 1.x, 2.x and XL; they need the package transformers) and DiT: `p.prompted`
+    binds a text or a class. Reads the folder of `save_pretrained`, sharded or not, and the older
+    layout with everything at the root; built-in files are hash-checked, pickles read weights-only,
+    safety checkers left out. What is in memory keeps its device and dtype and is not changed: the
+    model shares its weights. Of any other network `mk.denoiser` makes a model.
 
     Args:
         name: "alice", "galaxies" or "galaxies-32" (of another package: `pip install --no-deps
@@ -58,7 +63,8 @@ def load_model(
         dtype: of the U-Net, default float32; with a half one the repository's fp16 files are taken
             where there are some, while VAE and text encoder work in float32.
         revision: of a Hub repository, default a known commit or the newest, which is then printed.
-        scheduler: of a network in memory, e.g. the DDPMScheduler it was trained with.
+        scheduler: of a network in memory, e.g. the DDPMScheduler it was trained with; or in the
+            place of a local folder's own, as for the unet_ema of a training's checkpoint.
 
     Returns: a model; `p.revision` records the commit.
     Raises FileNotFoundError for no such model, ValueError for one of another kind or whose files
@@ -72,60 +78,96 @@ def load_model(
         raise ValueError(f"dtype is a floating-point type, as torch.float16, got {dtype!r}")
     if not isinstance(name, str | Path):
         return _in_memory(name, scheduler, (device, dtype, revision) == ("auto", None, None))
-    if scheduler is not None:
-        raise ValueError("scheduler belongs to a network in memory: a folder has its own")
     if name in galaxies.FILES and not Path(name).is_dir():
-        if revision is not None:
-            raise ValueError(f"revision belongs to Hub repositories, and {name!r} is not one")
+        if revision is not None or scheduler is not None:
+            raise ValueError(f"{name!r} has its own weights and noise levels: give neither")
         place = _device("cpu" if device == "auto" else device)
-        return galaxies.load_galaxies(str(name), place, dtype or torch.float32)
-    files = model_files(name, revision, dtype in HALF)
+        return galaxies.load_galaxies(str(name), place, dtype or F32)
+    config = None if scheduler is None else _config_of(scheduler)
+    files = model_files(name, revision, dtype in HALF, config)
     place = _device("cpu" if device == "auto" and files.source.startswith(BUILT_IN) else device)
     dtype = dtype or torch.float32
-    unet = _network(files.unet, files.weights, place, dtype)
-    abar, prediction = _schedule(files.scheduler)
-    if not files.parts:
-        p = UNetModel(unet, abar, prediction, files.revision, files.source)
-        return _bounded(p, files.scheduler)
-    fine = torch.promote_types(dtype, torch.float32)
-    vae = _network(read_json(files.folder / "vae/config.json"), files.parts["vae"], place, fine)
-    embed = _text_encoder(files.folder, files.parts["text_encoder"], place, fine)
-    return TextModel(unet, abar, vae, embed, prediction, files.revision, files.source)
+    unet, fine = _network(files.unet, files.weights, place, dtype), torch.promote_types(dtype, F32)
+    parts: dict[str, Any] = {}
+    for part, file in files.parts.items():
+        if part == "vae":
+            vae = read_json(files.folder / "vae/config.json")
+            parts[part] = _network(vae, file, place, fine)
+        else:
+            parts[part], words = _text_encoder(files.folder, part, file, place, fine)
+            parts[part.replace("text_encoder", "tokenizer")] = words
+    return _assembled(unet, parts, files.scheduler, files.index, files.revision, files.source)
+
+
+F32 = torch.float32
+
+
+def _config_of(scheduler: Any) -> dict[str, Any]:
+    """The configuration of a scheduler, or of the folder that holds one."""
+    if isinstance(scheduler, str | Path):
+        path = Path(scheduler)
+        return read_json(path / "scheduler_config.json" if path.is_dir() else path)
+    if not hasattr(scheduler, "config"):
+        raise ValueError(
+            "a network alone has no noise levels: give scheduler=, the one it was trained with, "
+            f"e.g. diffusers.DDPMScheduler(), got {type(scheduler).__name__}"
+        )
+    return dict(scheduler.config)
+
+
+def _assembled(
+    unet: Any,
+    parts: dict[str, Any],
+    scheduler: dict[str, Any],
+    index: dict[str, Any],
+    revision: str | None = None,
+    source: str = "in memory",
+) -> UNetModel:
+    """The model of a denoiser and of what it needs beside itself."""
+    (abar, prediction), config = _schedule(scheduler), unwrapped(unet).config
+    if "text_encoder" in parts:
+        embed = _text_embedding(unet, parts)
+        p = TextModel(unet, abar, parts["vae"], embed, prediction, revision, source)
+        p.zeros = bool(index.get("force_zeros_for_empty_prompt", "text_encoder_2" in parts))
+        return _bounded(p, scheduler)
+    if "vae" in parts:
+        count = config.num_embeds_ada_norm  # the class after the last is the null one
+        embed = _class_embedding(count, count, _class_names(index))
+        latent = LatentModel(unet, abar, parts["vae"], embed, prediction, revision, source)
+        return _bounded(latent.prompted(""), scheduler)
+    count = getattr(config, "num_class_embeds", None)
+    classes = None if count is None else _class_embedding(count)
+    return _bounded(UNetModel(unet, abar, prediction, revision, source, classes), scheduler)
 
 
 def _in_memory(thing: Any, scheduler: Any, as_it_is: bool) -> UNetModel:
     """A model of a diffusers pipeline or network."""
-    parts = dict(getattr(thing, "components", {"unet": thing}))
-    unet = parts.get("unet")
-    kind = type(unwrapped(unet)).__name__ if isinstance(unet, nn.Module) else ""
-    if not isinstance(unet, nn.Module) or kind not in KINDS:
+    parts: dict[str, Any] = dict(getattr(thing, "components", {"unet": thing}))
+    unet = next((parts[root] for root in ROOTS if isinstance(parts.get(root), nn.Module)), None)
+    kind = "" if unet is None else type(unwrapped(unet)).__name__
+    if unet is None or kind not in KINDS:
         raise ValueError(
             f"expected a name, a folder, or a diffusers pipeline or network of {' or '.join(KINDS)}"
-            f", got {type(thing).__name__}"
+            f", got {type(thing).__name__}: mk.denoiser makes a model of any other network"
         )
     if not as_it_is:
         raise ValueError(
             "a model in memory keeps its device and dtype, and has no revision: move it first, "
             "network.to(device, dtype)"
         )
-    scheduler = parts.get("scheduler") if scheduler is None else scheduler
-    if not hasattr(scheduler, "config"):
+    config = _config_of(parts.get("scheduler") if scheduler is None else scheduler)
+    network_shape(unwrapped(unet).config)
+    needed = parts_of(kind, unwrapped(unet).config)
+    there = {name for name, part in parts.items() if isinstance(part, nn.Module)}
+    if unknown_parts(there, needed) or needed.keys() - there:
         raise ValueError(
-            "a network alone has no noise levels: give scheduler=, the one it was trained with, "
-            f"e.g. diffusers.DDPMScheduler(), got {type(scheduler).__name__}"
+            f"expected a {kind} {'with ' + ' and '.join(needed) if needed else 'alone'}, got "
+            f"{', '.join(sorted(there))} of {type(thing).__name__}"
         )
-    config = dict(scheduler.config)
-    abar, prediction = _schedule(config)
-    more = {name for name, part in parts.items() if isinstance(part, nn.Module)} - LEFT_OUT
-    if kind == KINDS[0] and more == {"unet"}:
-        return _bounded(UNetModel(unet, abar, prediction), config)
-    if kind == KINDS[1] and more == {"unet", *PARTS}:
-        embed = _embedding(parts["tokenizer"], parts["text_encoder"])
-        return TextModel(unet, abar, parts["vae"], embed, prediction)
-    raise ValueError(
-        f"expected a {KINDS[0]} alone, or a {KINDS[1]} with {' and '.join(PARTS)}, got a pipeline "
-        f"of {', '.join(sorted(more))}"
-    )
+    if not needed:
+        return _assembled(unet, {}, config, {})
+    index = dict(thing.config) | {"labels": getattr(thing, "labels", {})}
+    return _assembled(unet, parts, config, index)
 
 
 def _device(device: str | torch.device) -> torch.device:
@@ -143,11 +185,13 @@ def _device(device: str | torch.device) -> torch.device:
 
 def _network(config: dict[str, Any], file: Path, device: torch.device, dtype: torch.dtype) -> Any:
     import diffusers
+    from accelerate import init_empty_weights
 
     read = data.read_tensors(file).items()
     state = {_renamed(key): value.to(device, dtype) for key, value in read}
-    with torch.device("meta"):  # no random weights first: quicker, and no draw from the global seed
-        network: nn.Module = getattr(diffusers, config["_class_name"]).from_config(config)
+    # No random weights first: quicker, and no draw from the global seed.
+    with init_empty_weights(include_buffers=False):
+        network: nn.Module = _made(diffusers, config)
     try:
         network.load_state_dict(state, assign=True)
     except RuntimeError as error:
@@ -157,6 +201,14 @@ def _network(config: dict[str, Any], file: Path, device: torch.device, dtype: to
     return network
 
 
+def _made(diffusers: Any, config: dict[str, Any]) -> nn.Module:
+    kind = getattr(diffusers, config["_class_name"])
+    if config["_class_name"] == KINDS[2]:  # older files hold the settings of every transformer
+        known = inspect.signature(kind.__init__).parameters
+        config = {key: value for key, value in config.items() if key in known}
+    return kind.from_config(config)
+
+
 def _renamed(key: str) -> str:
     """Attention weights by their names of today; files from before 2023 have older ones."""
     names = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -164,16 +216,17 @@ def _renamed(key: str) -> str:
 
 
 def _text_encoder(
-    folder: Path, file: Path, device: torch.device, dtype: torch.dtype
-) -> Callable[[str], Tensor]:
-    """A text to CLIP's last hidden states, (1, tokens, width), padded as in training."""
+    folder: Path, part: str, file: Path, device: torch.device, dtype: torch.dtype
+) -> tuple[Any, Any]:
+    """CLIP's text encoder of this part of a folder, and its tokenizer."""
     clip = import_transformers()
-    config = clip.CLIPTextConfig.from_dict(read_json(folder / "text_encoder/config.json"))
+    config = clip.CLIPTextConfig.from_dict(read_json(folder / part / "config.json"))
+    kind = clip.CLIPTextModelWithProjection if part.endswith("_2") else clip.CLIPTextModel
     bars = clip.utils.logging
     shown = bars.is_progress_bar_enabled()
     bars.disable_progress_bar()  # it would stay in a notebook's outputs
     try:
-        encoder, report = clip.CLIPTextModel.from_pretrained(
+        encoder, report = kind.from_pretrained(
             None, config=config, state_dict=data.read_tensors(file), output_loading_info=True
         )
     except RuntimeError as error:
@@ -183,21 +236,66 @@ def _text_encoder(
             bars.enable_progress_bar()
     if report["missing_keys"] or report["mismatched_keys"]:
         raise ValueError(f"{file} does not fit its config.json: {report}")
-    tokenizer = clip.CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-    return _embedding(tokenizer, encoder.to(device, dtype).eval().requires_grad_(False))
+    words = folder / part.replace("text_encoder", "tokenizer")
+    tokenizer = clip.CLIPTokenizer.from_pretrained(words, local_files_only=True)
+    return encoder.to(device, dtype).eval().requires_grad_(False), tokenizer
 
 
-def _embedding(tokenizer: Any, encoder: Any) -> Callable[[str], Tensor]:
+def _text_embedding(unet: Any, parts: dict[str, Any]) -> Bind:
+    """A text to CLIP's last hidden states (1, tokens, width), padded as in training; where two
+    encoders read it, to what SDXL is given."""
+    read = _reading(parts["tokenizer"], parts["text_encoder"])
+    if "text_encoder_2" not in parts:
+        return lambda prompt: read(prompt).last_hidden_state
+    again = _reading(parts["tokenizer_2"], parts["text_encoder_2"])
+    scale = 2 ** (len(parts["vae"].config.block_out_channels) - 1)
+    size = [scale * side for side in network_shape(unwrapped(unet).config)[1:]]
+    sizes = torch.tensor([[*size, 0, 0, *size]], dtype=F32)  # of the original, its cut, the target
+
+    def embed(prompt: str) -> dict[str, Any]:
+        one, two = read(prompt), again(prompt)
+        texts = torch.cat([one.hidden_states[-2], two.hidden_states[-2]], -1)
+        added = {"text_embeds": two.text_embeds, "time_ids": sizes}
+        return {"encoder_hidden_states": texts, "added_cond_kwargs": added}
+
+    return embed
+
+
+def _reading(tokenizer: Any, encoder: Any) -> Callable[[str], Any]:
+    """A text to all that an encoder answers."""
     most = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
 
-    def embed(prompt: str) -> Tensor:
+    def read(prompt: str) -> Any:
         ids = tokenizer(prompt, padding="max_length", max_length=most, return_tensors="pt")
         if ids.input_ids.shape[1] > most:
             raise ValueError(
                 f"a prompt has at most {most - 2} tokens, got {ids.input_ids.shape[1] - 2}: "
                 f"{prompt[:60]!r}"
             )
-        return encoder(ids.input_ids.to(encoder.device)).last_hidden_state
+        return encoder(ids.input_ids.to(encoder.device), output_hidden_states=True)
+
+    return read
+
+
+def _class_names(index: dict[str, Any]) -> dict[str, int]:
+    """Each name of a class that a pipeline knows, to its number."""
+    table = index.get("id2label") or {}
+    names = {name.strip(): int(k) for k, line in table.items() for name in line.split(",")}
+    return names | index.get("labels", {})
+
+
+def _class_embedding(
+    count: int, null: int | None = None, names: dict[str, int] | None = None
+) -> Bind:
+    """A class, by its number or one of its names, to what the network is given."""
+
+    def embed(prompt: Any) -> dict[str, Any]:
+        if prompt == "" and null is None:
+            raise ValueError("there is no null class: give negative= a class, or no guidance")
+        k = null if prompt == "" else (names or {}).get(prompt, prompt)
+        k = int(k) if isinstance(k, str) and k.isdecimal() else k
+        most = count - 1 if prompt != "" else count
+        return {"class_labels": torch.tensor([integer(k, "a class", 0, most)])}
 
     return embed
 
@@ -208,6 +306,11 @@ def _schedule(config: dict[str, Any]) -> tuple[Tensor, str]:
     if "beta_schedule" not in config and not config.get("trained_betas"):
         raise ValueError(
             f"expected a scheduler with betas (DDPM, DDIM, ...), got {config.get('_class_name')}"
+        )
+    if config.get("_class_name") in DISTILLED:
+        raise ValueError(
+            f"a {config['_class_name']} goes with a network that was distilled to a few steps and "
+            "is no denoiser any more: give scheduler=, the one of its training, if it is one"
         )
     abar = DDPMScheduler.from_config(config).alphas_cumprod
     return abar, config.get("prediction_type", "epsilon")

@@ -135,7 +135,7 @@ class Model:
     def times(self, t: Time | Tensor, batch: int) -> Tensor:
         """t as (1,) or (batch,), each a time of the model, else ValueError."""
         if not isinstance(t, Tensor) or not t.ndim:
-            return torch.tensor([self.time(t)])
+            return self.levels.tensor([self.time(t)])
         whole, ends = self.levels.whole, (self.levels.bottom, self.levels.top)
         right = t.dtype in (torch.int32, torch.int64) if whole else t.is_floating_point()
         if not right or t.shape not in ((1,), (batch,)):

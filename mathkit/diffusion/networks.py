@@ -1,10 +1,13 @@
-"""A U-Net as a model, whatever it predicts."""
+"""A network of diffusers' as a model, whatever it predicts and is given."""
 
 from __future__ import annotations
 
 import copy
-from typing import Any
+import math
+from collections.abc import Callable
+from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.parameter import Parameter
@@ -13,13 +16,16 @@ from mathkit.arguments import FAR, pictures
 from mathkit.diffusion.levels import Levels, Time
 from mathkit.diffusion.predicted import Predicted
 
+Bind = Callable[[Any], Any]  # a prompt to what a network is given with x_t and t
+
 
 class UNetModel(Predicted):
-    """A diffusers UNet2DModel as a Model.
+    """A network of diffusers' as a Model: a UNet2DModel, or one that is given a class or a text.
 
     The network given is left as it is: `unet` shares its weights, has modules of its own, frozen
-    and in eval mode, and can be differentiated in forward and reverse mode. prompt: the text bound
-    to it; None where it takes none.
+    and in eval mode, and can be differentiated in forward and reverse mode. prompt: the text or
+    the class bound to it; None where it takes none. A network that also learned its variances
+    gives twice as many channels; the first half is its prediction.
 
     Args:
         unet: the network.
@@ -28,11 +34,14 @@ class UNetModel(Predicted):
             "score" or "velocity".
         revision: of the weights, as it is to be told.
         source: where they come from, as it is to be told.
+        embed: a prompt to what the network is given by name, tensors (1, ...) or dictionaries of
+            such; "" is the null prompt, if it was trained with one. None where it takes none.
 
     Raises ValueError for a network or a prediction of another kind.
     """
 
-    prompt: str | None = None
+    prompt: Any = None
+    guidance, negative = 1.0, ""
     far = FAR
 
     def __init__(
@@ -42,59 +51,134 @@ class UNetModel(Predicted):
         prediction: str = "epsilon",
         revision: str | None = None,
         source: str = "in memory",
+        embed: Bind | None = None,
     ) -> None:
         unet = unwrapped(unet)
         parameter = next(unet.parameters())
-        super().__init__(
-            network_shape(unet.config), alphas_cumprod, parameter.device, parameter.dtype
-        )
+        shape = network_shape(unet.config)
+        super().__init__(shape, alphas_cumprod, parameter.device, parameter.dtype)
         self._predict(prediction)
         self.unet, self.revision = prepared(unet), revision
-        self.source = source
+        self.source, self._embed = source, embed
+        self._given: Any = {} if embed is None else None
+        self._against: Any = None
+
+    def prompted(self, prompt: Any, guidance: float = 1.0, negative: Any = "") -> Self:
+        """The same networks with `prompt` bound: noise, clean, h and every map are given it.
+
+        prompt: a text, or a class by number. guidance: eps = eps(negative) + guidance (eps(prompt)
+        - eps(negative)), classifier-free guidance (2207.12598); 1, the papers' value for maps and
+        inversion, is eps(prompt) alone, 7 or so is what pictures are drawn with. negative: "" is
+        the null prompt of the training. h is always that of the prompt; `inject` edits the h of
+        both calls. Cost: two text encodings; with guidance, two network calls for each one. Raises
+        ValueError for a prompt of another kind or that is longer than the model reads.
+        """
+        if self._embed is None:
+            return super().prompted(prompt, guidance, negative)
+        if not math.isfinite(guidance):
+            raise ValueError(f"guidance is a finite number, got {guidance}")
+        p = copy.copy(self)
+        p.prompt, p.guidance, p.negative = prompt, float(guidance), negative
+        p._given = self._bound(prompt)
+        p._against = self._bound(negative, True) if guidance != 1 or negative != "" else None
+        return p
+
+    def _bound(self, prompt: Any, against: bool = False) -> Any:
+        """What the network is given with this prompt; against: as the negative one."""
+        assert self._embed is not None
+        with torch.no_grad():
+            return _each(self._embed(prompt), lambda g: _moved(g, self.device, self.dtype))
 
     def encode(self, images: Tensor) -> Tensor:
         return pictures(self.check(images, "images", self.image_shape))
 
     def _output(self, x: Tensor, t: Time | Tensor) -> Tensor:
-        return self._call(x, t)
+        # The prompt first: h is read off the first call.
+        out = self._call(x, t, self._given)
+        if self.guidance == 1:
+            return out
+        other = self._call(x, t, self._against)
+        return other + self.guidance * (out - other)
 
-    def _call(self, x: Tensor, t: Time | Tensor, *given: Tensor) -> Tensor:
+    def _call(self, x: Tensor, t: Time | Tensor, given: Any) -> Tensor:
         self.check(x)
         times = self.times(t, len(x)).to(x.device)
-        given = tuple(g.expand(len(x), *g.shape[1:]) for g in given)
+        if given is None:
+            raise ValueError("the network is given a class: bind one, p.prompted(0)")
+        given = _each(given, lambda g: g.expand(len(x), *g.shape[1:]))
         if self.unet.training:  # with dropout eps would be no function of x_t
             self.unet.eval()
-        return self.unet(x.to(self.dtype), times, *given).sample.to(x.dtype).contiguous()
+        out = self.unet(x.to(self.dtype), times, **given).sample
+        return out[:, : self.shape[0]].to(x.dtype).contiguous()
 
     def __repr__(self) -> str:
         size = sum(w.numel() for w in self.unet.parameters()) / 1e6
+        bound = "" if self.prompt is None else f", prompt {self.prompt!r}"
+        bound += f", guidance {self.guidance:g}" if self.guidance != 1 else ""
         return (
             f"{type(self).__name__}({self.source}, {size:.1f} M parameters, "
             f"x_t {tuple(self.shape)}, {self.prediction}, {self.dtype} on {self.device}, "
-            f"revision {self.revision})"
+            f"revision {self.revision}{bound})"
         )
+
+
+def _each(given: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """change of every tensor in what a network is given."""
+    if isinstance(given, dict):
+        return {name: _each(part, change) for name, part in given.items()}
+    return change(given)
+
+
+def _moved(given: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return given.to(device, dtype if given.is_floating_point() else given.dtype)
 
 
 def network_shape(config: Any) -> tuple[int, int, int]:
-    """Shape of one x_t, of a U-Net's config. Raises ValueError for a network of another kind."""
-    channels = getattr(config, "in_channels", None), getattr(config, "out_channels", None)
-    more = {"class_embed_type", "num_class_embeds", "addition_embed_type", "encoder_hid_dim_type"}
-    more = {key for key in more if getattr(config, key, None) is not None}
-    if channels[0] != channels[1] or more:
-        given = (
-            ", ".join(f"{key} {getattr(config, key)}" for key in sorted(more)) or "no more input"
-        )
+    """Shape of one x_t, of a network's config. Raises ValueError for a network of another kind."""
+    given: Any = getattr(config, "in_channels", None)
+    told = getattr(config, "out_channels", None)
+    if other := _other_kind(config, given, told):
         raise ValueError(
-            "expected a U-Net with as many channels out as in, conditioned on a text or on nothing "
-            f"(no classes, no second text, no image), got {channels[0]} -> {channels[1]}, {given}"
+            "expected a network with as many channels out as in (or twice as many, with learned "
+            "variances), conditioned on a text, on a class or on nothing, got "
+            f"{given} -> {told}: {other}"
         )
     side = getattr(config, "sample_size", None)
     if side is None:
-        raise ValueError("the U-Net's config has no sample_size: set it to the side of x_t")
-    return (channels[0], *((side, side) if isinstance(side, int) else tuple(side)))
+        raise ValueError("the network's config has no sample_size: set it to the side of x_t")
+    high, wide = (side, side) if isinstance(side, int) else side
+    halved = len(getattr(config, "down_block_types", ())) - 1
+    pixel = getattr(config, "cross_attention_dim", None) is None  # the others pad where they must
+    if pixel and halved > 0 and (high % 2**halved or wide % 2**halved):
+        raise ValueError(
+            f"the network's x_t has sides {high} x {wide}, and it halves them {halved} times: "
+            f"multiples of {2**halved} come back as they were"
+        )
+    return int(given), high, wide
 
 
-def unwrapped(network: nn.Module) -> nn.Module:
+def _other_kind(config: Any, given: int | None, told: int | None) -> str:
+    """What a network is, where it is of another kind than we read; else nothing."""
+    if getattr(config, "time_cond_proj_dim", None) is not None:
+        return "a latent consistency model (LCM, time_cond_proj_dim), distilled, is no denoiser"
+    pictures = {9: "inpainting, given a mask and a picture", 7: "an upscaler, given a picture"}
+    pictures |= {5: "depth2img, given a map of depths", 8: "InstructPix2Pix, given a picture"}
+    if given in pictures and told == 4:
+        return f"{pictures[given]} (or one of its kin)"
+    more = {
+        "class_embed_type": (None,), "addition_embed_type": (None, "text_time"),
+        "encoder_hid_dim_type": (None,), "encoder_hid_dim": (None,),
+    }  # fmt: skip
+    found = {key: getattr(config, key, None) for key in more}
+    words = [f"{key} {value}" for key, value in found.items() if value not in more[key]]
+    if getattr(config, "cross_attention_dim", None) and getattr(config, "num_class_embeds", None):
+        words.append(f"num_class_embeds {config.num_class_embeds} beside a text")
+    if words:
+        return f"{', '.join(words)}, an input that mathkit does not give"
+    return "" if given is not None and told in (given, 2 * given) else "no such kind"
+
+
+def unwrapped(network: Any) -> Any:
     """The network inside torch.compile's or DataParallel's wrapper."""
     for name in ("_orig_mod", "module"):
         network = getattr(network, name, network)

@@ -322,6 +322,7 @@ def invert(
         x = at
         if callback:
             callback(i, then, x)
+    p.made(x, times[-1])
     return p.check(x, "the inverted x_t")
 
 
@@ -361,7 +362,7 @@ def _falling(p: Model, t: int, times: Sequence[int]) -> list[int]:
 
 def _eta(eta: float, t: Time, boost_below: Time | None) -> float:
     eta = number(eta, "eta", 0, 1)
-    return 1.0 if boost_below is not None and t < integer(boost_below, "boost_below") else eta
+    return 1.0 if boost_below is not None and t < number(boost_below, "boost_below", 0) else eta
 
 
 def _indices(index: Iterable[int]) -> list[int]:

@@ -1,27 +1,23 @@
-"""Latent models that are given a text, as Stable Diffusion, with the interface of `models`."""
+"""Latent models, as Stable Diffusion and DiT: x_t of a VAE, given a text or a class."""
 
 from __future__ import annotations
 
-import copy
-import math
-from collections.abc import Callable
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mathkit.arguments import FAR
-from mathkit.diffusion.levels import Levels, Time
-from mathkit.diffusion.networks import UNetModel, prepared
+from mathkit.diffusion.levels import Levels
+from mathkit.diffusion.networks import Bind, UNetModel, prepared
 from mathkit.linear.chunks import NETWORK, fitting
 
 
-class TextModel(UNetModel):
-    """A latent text model, as Stable Diffusion 1.x and 2.x: eps(x_t, t, prompt) on x_t of a VAE.
+class LatentModel(UNetModel):
+    """A model of the latents of a VAE, as DiT: eps(x_t, t), given a class or nothing.
 
-    unet: a UNet2DConditionModel. vae: an AutoencoderKL; x_0 = scaling_factor times the mean of its
-    encoder. embed: a text to what the network attends to, (1, tokens, width). `prompted` binds a
-    text; until then it is the empty one, the null text of the training.
+    vae: an AutoencoderKL; x_0 = scaling_factor times the mean of its encoder. embed: as of
+    `UNetModel`.
     """
 
     far = 4 * FAR  # of a latent
@@ -31,21 +27,18 @@ class TextModel(UNetModel):
         unet: nn.Module,
         alphas_cumprod: Tensor | Levels,
         vae: Any,
-        embed: Callable[[str], Tensor],
+        embed: Bind | None = None,
         prediction: str = "epsilon",
         revision: str | None = None,
         source: str = "in memory",
     ) -> None:
-        super().__init__(unet, alphas_cumprod, prediction, revision, source)
+        super().__init__(unet, alphas_cumprod, prediction, revision, source, embed)
         if vae.config.latent_channels != self.shape[0]:
             raise ValueError(
-                f"the U-Net takes {self.shape[0]} channels, its VAE gives "
+                f"the network takes {self.shape[0]} channels, its VAE gives "
                 f"{vae.config.latent_channels}: they are of two models"
             )
         self.vae: Any = prepared(vae)
-        self._embed = embed
-        self.prompt, self.guidance, self.negative = "", 1.0, ""
-        self._text = self._against = self._embedded("")
         # An image, not its latent, says what an item costs.
         self.batch = fitting(self.image_shape.numel(), self.device.type, NETWORK)
 
@@ -54,40 +47,6 @@ class TextModel(UNetModel):
         config = self.vae.config
         scale = 2 ** (len(config.block_out_channels) - 1)
         return torch.Size((config.in_channels, *(scale * side for side in self.shape[1:])))
-
-    def prompted(self, prompt: str, guidance: float = 1.0, negative: str = "") -> Self:
-        """The same networks with `prompt` bound: noise, clean, h and every map are given the text.
-
-        guidance: eps = eps(negative) + guidance (eps(prompt) - eps(negative)), classifier-free
-        guidance (2207.12598); 1, the papers' value for maps and inversion, is eps(prompt) alone, 7
-        or so is what pictures are drawn with. h is always that of the prompt; `inject` edits the h
-        of both calls. Cost: two text encodings; with guidance, two network calls for each one.
-        Raises ValueError for a prompt that is no text or is longer than the model reads.
-        """
-        if not math.isfinite(guidance):
-            raise ValueError(f"guidance is a finite number, got {guidance}")
-        p = copy.copy(self)
-        p.prompt, p.guidance, p.negative = prompt, float(guidance), negative
-        p._text, p._against = self._embedded(prompt), self._embedded(negative)
-        return p
-
-    def _embedded(self, prompt: str) -> Tensor:
-        if not isinstance(prompt, str):
-            raise ValueError(f"a prompt is one text, got {type(prompt).__name__}")
-        with torch.no_grad():
-            text = self._embed(prompt).to(self.device, self.dtype)
-        width = self.unet.config.cross_attention_dim
-        if text.shape[2] != width:
-            raise ValueError(f"the U-Net reads texts of width {width}, got {tuple(text.shape)}")
-        return text
-
-    def _output(self, x: Tensor, t: Time | Tensor) -> Tensor:
-        # The prompt first: h is read off the first call.
-        out = self._call(x, t, self._text)
-        if self.guidance == 1:
-            return out
-        other = self._call(x, t, self._against)
-        return other + self.guidance * (out - other)
 
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) to x_0 (B, *shape), the mean of the VAE's encoder; x_0 stays x_0.
@@ -110,6 +69,38 @@ class TextModel(UNetModel):
         images = [self.vae.decode(one).sample for one in z.split(1)]
         return torch.cat(images).to(x.dtype).contiguous()
 
-    def __repr__(self) -> str:
-        guided = f", guidance {self.guidance:g}" if self.guidance != 1 else ""
-        return f"{super().__repr__()[:-1]}, prompt {self.prompt!r}{guided})"
+
+class TextModel(LatentModel):
+    """A latent text model, as Stable Diffusion 1.x, 2.x and XL: eps(x_t, t, prompt).
+
+    unet: a UNet2DConditionModel. embed: a text to what the network attends to, (1, tokens, width),
+    or to all that it is given by name. `prompted` binds a text; until then it is the empty one, the
+    null text of the training. zeros: whether an empty negative text is given as zeros.
+    """
+
+    zeros = False
+
+    def __init__(self, *args: Any, **how: Any) -> None:
+        super().__init__(*args, **how)
+        self.prompt, self._given = "", self._bound("")
+
+    def _bound(self, prompt: Any, against: bool = False) -> Any:
+        if not isinstance(prompt, str):
+            raise ValueError(f"a prompt is one text, got {type(prompt).__name__}")
+        given = super()._bound(prompt)
+        given = given if isinstance(given, dict) else {"encoder_hidden_states": given}
+        text, width = given["encoder_hidden_states"], self.unet.config.cross_attention_dim
+        if text.shape[2] != width:
+            raise ValueError(f"the network reads texts of width {width}, got {tuple(text.shape)}")
+        if against and self.zeros and not prompt:
+            given = _silent(given)
+        return given
+
+
+def _silent(given: Any) -> Any:
+    """Zeros for the texts; sizes, told as time_ids, remain."""
+    return {
+        name: _silent(part) if isinstance(part, dict)
+        else part if name == "time_ids" else torch.zeros_like(part)
+        for name, part in given.items()
+    }  # fmt: skip

@@ -31,7 +31,6 @@ from mathkit.diffusion.load import load_model
 from mathkit.diffusion.model import Model
 from mathkit.diffusion.networks import UNetModel
 from mathkit.diffusion.sampling import start, timesteps, walk
-from mathkit.diffusion.text import TextModel
 from mathkit.linear.linear_map import Passes
 from mathkit.linear.svd import svd
 from mathkit.linear.triplets import SVD
@@ -139,7 +138,7 @@ def build(
     out: str | Path,
     map: str = "h",
     samples: Sequence[int] = range(20),
-    times: Sequence[int] = (900, 700, 500),
+    times: Sequence[int] | None = None,
     k: int = 10,
     *,
     tol: float = 1e-3,
@@ -149,6 +148,8 @@ def build(
     dtype: str = "float32",
     revision: str | None = None,
     prompt: str | None = None,
+    guidance: float = 1.0,
+    negative: str = "",
     device: str = "auto",
     at: str | None = None,
 ) -> None:
@@ -165,7 +166,7 @@ def build(
         map: "h" (the encoder), "pooled" (summed over the places) or "mean" (posterior mean).
         samples: which; x_t is the state of `mk.sample(p, index=[i], seed=seed, steps=steps)` at the
             time of its grid nearest to each of `times`.
-        times: each in 0 ... T - 1.
+        times: each in 0 ... T - 1, default .9, .7 and .5 of the way up: 900, 700, 500 of 1,000.
         k: directions of each basis.
         tol: of `mk.svd`.
         seed: of the samples and of `mk.svd`.
@@ -173,7 +174,7 @@ def build(
         threads: of each process.
         dtype: of the stored U and V.
         revision: of a Hub repository.
-        prompt: of a text model.
+        prompt: of a text model, or a class; guidance and negative: as `p.prompted` takes them.
         device: "auto", "cpu", "cuda" or "mps".
         at: the layer whose output is h, by its name in the network; default its bottleneck.
 
@@ -192,7 +193,7 @@ def build(
         device = "cpu"
     state, place = _processes(device)
     p = model if isinstance(model, UNetModel) else load_model(model, place, revision=revision)
-    p = p if prompt is None else p.prompted(prompt)
+    p = p if prompt is None else p.prompted(prompt, guidance, negative)
     settings = _described(p) | {
         "map": map, "k": k, "tol": tol, "seed": seed, "samples": list(samples),
         "times": nearest(p, times, steps), "steps": steps, "threads": threads, "dtype": dtype,
@@ -218,7 +219,7 @@ def _described(p: UNetModel) -> dict[str, Any]:
         "precision": str(p.dtype).removeprefix("torch."), "device": p.device.type,
         "torch": torch.__version__,
     }  # fmt: skip
-    guided = {"guidance": p.guidance, "negative": p.negative} if isinstance(p, TextModel) else {}
+    guided = {"guidance": p.guidance, "negative": p.negative} if p.prompt is not None else {}
     return found | guided
 
 
@@ -250,9 +251,11 @@ def _limited(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def nearest(p: Model, times: Sequence[int], steps: int) -> list[int]:
-    """The times of the sampling grid nearest to these, each once."""
-    grid = timesteps(p, len(p.alphas_cumprod) - 1, steps)
+def nearest(p: Model, times: Sequence[int] | None, steps: int) -> list[int]:
+    """The times of the sampling grid nearest to these, each once; None: to .9, .7 and .5 of T."""
+    if times is None:
+        times = [round(share * (p.top + 1)) for share in (0.9, 0.7, 0.5)]
+    grid = timesteps(p, p.top, steps)
     return list(dict.fromkeys(min(grid, key=lambda g: abs(g - p.time(t))) for t in times))
 
 
@@ -361,7 +364,7 @@ def states(p: Model, seed: int, i: int, steps: int, last: int) -> dict[int, Tens
 
     Each sample alone, as a batch gives other last bits. Cost: a network call each time.
     """
-    grid = [t for t in timesteps(p, len(p.alphas_cumprod) - 1, steps) if t >= last]
+    grid = [t for t in timesteps(p, p.top, steps) if t >= last]
     return dict(itertools.islice(walk(p, start(p, seed, [i]), grid), len(grid)))
 
 
@@ -398,8 +401,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--model", default="alice", help="built-in name, local diffusers folder or Hub id")
     add("--map", default="h", choices=MAPS, help="the encoder, h summed, or the posterior mean")
     add("--samples", type=_numbers, default=range(20), help="0:20, or 3,5,8 (default 0:20)")
-    moved = "each moved to the nearest of the sampling grid (default 900,700,500)"
-    add("--times", type=_numbers, default=[900, 700, 500], help=moved)
+    moved = "each moved to the nearest of the sampling grid (default 900,700,500 of 1,000)"
+    add("--times", type=_numbers, help=moved)
     add("--k", type=int, default=10, help="directions (default %(default)s)")
     add("--tol", type=float, default=1e-3, help="residual, as a share of s_1")
     add("--seed", type=int, default=0, help="of the samples and of svd")
@@ -407,7 +410,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--threads", type=int, default=1, help="of each process")
     add("--dtype", default="float32", choices=DTYPES, help="of the stored U and V")
     add("--revision", help="of a Hub repository")
-    add("--prompt", help="for a text model")
+    add("--prompt", help="for a text model, or a class")
+    add("--guidance", type=float, default=1.0, help="with the prompt (default %(default)s)")
+    add("--negative", default="", help="the text or class that guidance leads away from")
     add("--at", help="the layer whose output is h, by its name (default the bottleneck)")
     add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
     build(**vars(parser.parse_args(argv)))

@@ -142,6 +142,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         default: Any = field.default
         kind = kinds.get(field.name, str if default is None else type(default))
         shown = "none" if default is None else _flag(default)
+        shown = "900,700,500 of 1,000" if field.name == "times" else shown
         parser.add_argument(f"--{field.name}", type=kind, default=default, help=f"default {shown}")
     given = vars(parser.parse_args(argv))
     print(make(Settings(**{k: v for k, v in given.items() if k != "out"}), given["out"]))

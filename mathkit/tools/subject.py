@@ -30,10 +30,12 @@ class Settings:
     Args:
         model: as `mk.load_model` takes it; revision: of a Hub model.
         image: a picture file, cut to a square and scaled, the subject in place of sample 0.
-        prompt: of a text model; other: the text it is compared with.
+        prompt: of a text model, or a class; other: the text it is compared with.
+        guidance, negative: as `p.prompted` takes them, with the prompt.
         region: left, top, right, bottom of the masked edits, shares of the side in [0, 1].
         samples: how many are compared.
-        times: in 0 ... T - 1, each moved to the nearest of the sampling grid.
+        times: in 0 ... T - 1, each moved to the nearest of the sampling grid; default .9, .7 and .5
+            of the way up.
         k: directions of a basis.
         strength: |x_t' - x_t| / |x_t| of the largest move.
         steps: network calls of a sample and of an inversion from T - 1.
@@ -50,9 +52,11 @@ class Settings:
     image: str | None = None
     prompt: str | None = None
     other: str = ""
+    guidance: float = 1.0
+    negative: str = ""
     region: tuple[float, float, float, float] = (0.25, 0.25, 0.75, 0.75)
     samples: int = 3
-    times: tuple[int, ...] = (900, 700, 500)
+    times: tuple[int, ...] | None = None
     k: int = 5
     strength: float = 0.1
     steps: int = 25
@@ -68,11 +72,13 @@ class Settings:
             raise ValueError(
                 f"region is left, top, right, bottom in [0, 1], rising, got {self.region}"
             )
-        if self.samples < 2 or not self.times or self.k < 1 or self.steps < 2:
+        if self.samples < 2 or self.times == () or self.k < 1 or self.steps < 2:
             raise ValueError(
                 "expected samples >= 2, steps >= 2, k >= 1 and at least one time, got "
-                f"{self.samples}, {self.steps}, {self.k}, {list(self.times)}"
+                f"{self.samples}, {self.steps}, {self.k}, {self.times}"
             )
+        if self.prompt is None and (self.guidance != 1 or self.negative):
+            raise ValueError("guidance and negative go with a prompt: give one, as --prompt")
         if not 0 < self.strength <= 2:
             raise ValueError(f"strength is in (0, 2], in units of |x_t|, got {self.strength}")
         if self.dtype not in atlas.DTYPES:
@@ -113,7 +119,7 @@ class Study:
         dtype = atlas.DTYPES[s.dtype]
         self.p = load_model(s.model, s.device, dtype, s.revision)
         if s.prompt is not None:
-            self.p = self.p.prompted(s.prompt)
+            self.p = self.p.prompted(s.prompt, s.guidance, s.negative)
         bottleneck(self.p, s.at)
         self.times = sorted(atlas.nearest(self.p, s.times, s.steps), reverse=True)
         self.middle = self.times[len(self.times) // 2]
@@ -126,7 +132,9 @@ class Study:
 
         prompt: another text than the study's, for the way down from the same noise and for the map.
         """
-        s, p = self.settings, self.p if prompt is None else self.p.prompted(prompt)
+        s, p = self.settings, self.p
+        if prompt is not None:
+            p = p.prompted(prompt, p.guidance, p.negative)
         if self.folder is None:
             return {
                 (i, t): self._found(p, name, t, _state(p, s, i, t))
@@ -183,7 +191,7 @@ class Study:
 
     def steps(self, t: int) -> int:
         """Network calls from t to the picture: settings.steps from T - 1, fewer from nearer."""
-        return max(2, round(self.settings.steps * (t + 1) / len(self.p.alphas_cumprod)))
+        return max(2, round(self.settings.steps * (t + 1) / (self.p.top + 1)))
 
     def random(self, count: int = 1) -> Tensor:
         """Unit directions (count, *shape) that know nothing."""
@@ -229,20 +237,46 @@ def _moved(r: SVD, device: torch.device) -> SVD:
 def read_image(path: str | Path, p: UNetModel) -> Tensor:
     """A picture file as (1, C, H, W) in [-1, 1] of the model's size: its central square, scaled.
 
-    Raises FileNotFoundError, and ValueError for a file that is no picture or a model of other than
-    1 or 3 channels.
+    Turned as its EXIF says, laid on white where it is transparent; integers of 16 bits are read of
+    65,535, floating-point numbers of 1, or of 255 where they go beyond 1. Raises FileNotFoundError,
+    and ValueError for a file that is no picture, numbers beyond those or a model of other than 1 or
+    3 channels.
     """
     import numpy as np
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, ImageOps
 
     channels, high, wide = p.image_shape
     if channels not in (1, 3):
         raise ValueError(f"pictures have 1 or 3 channels, the model's {channels}: give no image")
     try:
         with Image.open(path) as file:
-            turned = ImageOps.exif_transpose(file).convert("L" if channels == 1 else "RGB")
-    except UnidentifiedImageError:
-        raise ValueError(f"{path} is no picture that Pillow can read") from None
+            turned = _plain(ImageOps.exif_transpose(file), str(path), channels)
+    except FileNotFoundError:
+        raise
+    except OSError as error:  # Pillow's, of a file cut off too
+        raise ValueError(f"{path} is no picture that Pillow can read ({error})") from None
     fitted = ImageOps.fit(turned, (wide, high), Image.Resampling.LANCZOS)
-    pixels = torch.from_numpy(np.array(fitted, dtype=np.float32)).reshape(high, wide, channels)
+    pixels = torch.from_numpy(np.array(fitted, dtype=np.float32)).reshape(high, wide, -1)
+    pixels = pixels.clamp(0, 255).expand(-1, -1, channels)
     return (pixels / 127.5 - 1).permute(2, 0, 1)[None].contiguous().to(p.device)
+
+
+def _plain(image: Any, path: str, channels: int) -> Any:
+    """A Pillow image as L or RGB; where its numbers are finer than 8 bits as F, in [0, 255]."""
+    import numpy as np
+    from PIL import Image
+
+    if image.mode[0] not in "IF":
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return image.convert("L" if channels == 1 else "RGB")
+    values = np.array(image, dtype=np.float32)
+    low, high = float(values.min()), float(values.max())
+    most = 65535.0 if image.mode[0] == "I" else 1.0 if high <= 1 else 255.0
+    if not 0 <= low <= high <= most:
+        raise ValueError(
+            f"{path} holds numbers from {low:.4g} to {high:.4g}: bring them to [0, 1], or to 8 or "
+            "16 bits"
+        )
+    return Image.fromarray(values * np.float32(255 / most))
