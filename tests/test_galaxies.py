@@ -200,8 +200,9 @@ def test_an_installed_file_is_read_if_it_is_the_known_one(
     assert mk.load_model("galaxies", dtype=torch.float64).dtype == torch.float64
     with pytest.raises(ValueError, match="is missing: install it again"):
         mk.load_model("galaxies-32")
-    with pytest.raises(ValueError, match="revision belongs to Hub repositories"):
-        mk.load_model("galaxies", revision="main")
+    for more in ({"revision": "main"}, {"scheduler": object()}):
+        with pytest.raises(ValueError, match="'galaxies' has its own weights and noise levels"):
+            mk.load_model("galaxies", **more)
 
 
 def test_another_version_of_the_wheel_is_refused(

@@ -79,12 +79,10 @@ def load_model(
     if not isinstance(name, str | Path):
         return _in_memory(name, scheduler, (device, dtype, revision) == ("auto", None, None))
     if name in galaxies.FILES and not Path(name).is_dir():
-        if revision is not None:
-            raise ValueError(f"revision belongs to Hub repositories, and {name!r} is not one")
-        if scheduler is not None:
-            raise ValueError(f"{name!r} has its own noise levels: leave scheduler out")
+        if revision is not None or scheduler is not None:
+            raise ValueError(f"{name!r} has its own weights and noise levels: give neither")
         place = _device("cpu" if device == "auto" else device)
-        return galaxies.load_galaxies(str(name), place, dtype or torch.float32)
+        return galaxies.load_galaxies(str(name), place, dtype or F32)
     config = None if scheduler is None else _config_of(scheduler)
     files = model_files(name, revision, dtype in HALF, config)
     place = _device("cpu" if device == "auto" and files.source.startswith(BUILT_IN) else device)
