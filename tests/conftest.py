@@ -32,6 +32,10 @@ with warnings.catch_warnings():  # torch.func.jvp scripts its decompositions onc
     torch.func.jvp(torch.sin, (torch.zeros(1),), (torch.ones(1),))
 
 
+# Of tests with random weights: a network without training leads anywhere.
+UNTRAINED = pytest.mark.filterwarnings("ignore:the x_.*that was made")
+
+
 @pytest.fixture(autouse=True)
 def seed() -> None:
     """Every test draws the same numbers, alone or in company."""

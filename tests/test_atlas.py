@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import standins
 import torch
-from conftest import make_tiny_unet
+from conftest import UNTRAINED, make_tiny_unet
 from torch import Tensor
 
 import mathkit as mk
@@ -27,7 +27,8 @@ from mathkit.diffusion import networks, sampling
 from mathkit.diffusion.encoder import MAPS
 from mathkit.tools import atlas
 
-pytestmark = pytest.mark.filterwarnings("ignore:the x_.*that was made")  # untrained networks
+pytestmark = UNTRAINED
+
 ROOT = Path(__file__).resolve().parent.parent
 SMALL: dict[str, Any] = {"samples": [0, 3], "times": [999, 500], "k": 3, "steps": 5}
 FLAGS = "--samples 0,3 --times 999,500 --k 3 --steps 5".split()

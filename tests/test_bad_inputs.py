@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import UNTRAINED
 from torch import nn
 
 import mathkit as mk
@@ -30,6 +31,8 @@ from mathkit.diffusion.model import linear_schedule
 from mathkit.diffusion.networks import UNetModel
 from mathkit.diffusion.sampling import noised
 from mathkit.linear import metric, subspaces
+
+pytestmark = UNTRAINED
 
 p = mk.load_model("alice")
 SH = tuple(p.shape)

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import UNTRAINED
 from test_model import SHAPE, Network, as_predicted, gaussian
 from torch import Tensor
 
@@ -15,8 +16,7 @@ from mathkit.diffusion.networks import UNetModel
 from mathkit.diffusion.sampling import ddim_step, noised, start
 
 STEPS = 20
-# A network without training leads anywhere.
-pytestmark = pytest.mark.filterwarnings("ignore:the x_.*that was made")
+pytestmark = UNTRAINED
 PREDICTIONS = ["epsilon", "v_prediction", "sample"]
 
 

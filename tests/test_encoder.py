@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.autograd.forward_ad as forward_ad
+from conftest import UNTRAINED
 from test_model import SHAPE, Network, gaussian
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -19,6 +20,8 @@ from mathkit.diffusion.gaussian import GaussianModel
 from mathkit.diffusion.model import linear_schedule
 from mathkit.diffusion.networks import UNetModel
 from mathkit.diffusion.sampling import ddim_step
+
+pytestmark = UNTRAINED
 
 T = 600
 

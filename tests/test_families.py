@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import standins
 import torch
+from conftest import UNTRAINED
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -19,8 +20,7 @@ from mathkit.diffusion.model import linear_schedule
 from mathkit.diffusion.sampling import start
 from mathkit.tools import atlas
 
-# A network without training leads anywhere.
-pytestmark = pytest.mark.filterwarnings("ignore:the x_.*that was made")
+pytestmark = UNTRAINED
 STEPS, SAFE = 5, "diffusion_pytorch_model.safetensors"
 
 

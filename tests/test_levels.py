@@ -1,6 +1,8 @@
 """Gaussian paths against closed forms, and samplers against diffusers' own on the same noise."""
 
+import copy
 import math
+import pickle
 import warnings
 from collections.abc import Callable
 from itertools import pairwise
@@ -194,6 +196,13 @@ def test_log_snr_is_even_to_the_last_bits_where_times_are_real(path: str) -> Non
     grid = mk.timesteps(p, p.levels.highest(0.05), 60)
     gaps = torch.tensor([math.log(levels.ratio(p.levels.pair(s))) for s in grid]).diff()
     assert len(grid) == 60 and float((gaps / gaps.mean() - 1).abs().max()) < 1e-4
+
+
+def test_levels_are_kept_in_a_file_and_copied() -> None:
+    for path in (linear_schedule(), levels.flow(), levels.exploding()):
+        g = gaussian(path)
+        again = copy.deepcopy(pickle.loads(pickle.dumps(g)))
+        assert again.levels.pair(again.top) == g.levels.pair(g.top)
 
 
 def test_log_snr_from_pure_noise_has_as_many_times() -> None:

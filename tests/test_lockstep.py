@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_tiny_unet
+from conftest import UNTRAINED, make_tiny_unet
 from torch import Tensor
 
 import mathkit as mk
@@ -17,6 +17,8 @@ from mathkit.linear._tape import convolution
 from mathkit.linear._tape.tape import Tape
 from mathkit.tools import lockstep
 from mathkit.tools.lockstep import side_by_side
+
+pytestmark = UNTRAINED
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import UNTRAINED
 from torch import Tensor, nn
 
 import mathkit as mk
@@ -18,8 +19,7 @@ from mathkit.diffusion.networks import UNetModel
 
 SHAPE = (1, 2, 3)
 TIMES = [0, 300, 999]
-# A network without training leads anywhere.
-pytestmark = pytest.mark.filterwarnings("ignore:the x_.*that was made")
+pytestmark = UNTRAINED
 
 
 def gaussian(dtype: torch.dtype = torch.float64) -> GaussianModel:

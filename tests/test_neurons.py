@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import make_tiny_unet
+from conftest import UNTRAINED, make_tiny_unet
 
 import mathkit as mk
 from mathkit.chapters import neurons, treatment
@@ -11,6 +11,8 @@ from mathkit.diffusion import model, networks
 from mathkit.show import puppets
 from mathkit.show.puppets import STRANGER
 from studies import neuron_edits
+
+pytestmark = UNTRAINED
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import standins
 import torch
+from conftest import UNTRAINED
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -29,8 +30,7 @@ from mathkit.__main__ import main as command
 from mathkit.diffusion import hub
 from mathkit.diffusion.text import TextModel
 
-# A network without training leads anywhere.
-pytestmark = pytest.mark.filterwarnings("ignore:the x_.*that was made")
+pytestmark = UNTRAINED
 T = 600
 BIN, SAFE = "diffusion_pytorch_model.bin", "diffusion_pytorch_model.safetensors"
 FP16, FP16_BIN = SAFE.replace(".s", ".fp16.s"), BIN.replace(".b", ".fp16.b")

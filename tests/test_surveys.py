@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import make_tiny_unet
+from conftest import UNTRAINED, make_tiny_unet
 from scipy.linalg import subspace_angles
 from scipy.sparse.linalg import svds
 
@@ -17,7 +17,7 @@ from mathkit.show import posterior, puppets
 from mathkit.show.reader import fit_factors
 from studies import surveys
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, UNTRAINED]
 
 
 @pytest.fixture(scope="module")

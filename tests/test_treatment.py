@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import make_tiny_unet
+from conftest import UNTRAINED, make_tiny_unet
 
 import mathkit as mk
 from mathkit.chapters import treatment
@@ -16,6 +16,8 @@ from mathkit.show import puppets
 from mathkit.show.puppets import STRANGER
 from studies import methods
 from studies.methods import Row
+
+pytestmark = UNTRAINED
 
 LIMIT, UNRELATED = 0.08, 0.25
 

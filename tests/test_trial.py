@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from conftest import make_tiny_unet
+from conftest import UNTRAINED, make_tiny_unet
 from scipy.linalg import subspace_angles
 from sklearn.decomposition import PCA
 
@@ -16,7 +16,7 @@ from mathkit.diffusion import model, networks
 from studies import rows, runner, trial
 from studies.methods import Row
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, UNTRAINED]
 EFFECTS = [2 * s for s in trial.GRID]  # a side effect of twice the strength
 STRENGTHS = {row.name: trial.strengths_of(row, EFFECTS) for row in rows.ROWS}
 CHOSEN = {"strengths": STRENGTHS}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -110,13 +111,27 @@ def preserving(alphas_cumprod: Tensor) -> Levels:
     Raises ValueError for a table that is none.
     Source: DDPM, 2006.11239.
 
-    >>> mk.diffusion.levels.preserving(torch.tensor([0.64, 0.36])).pair(1)
-    (0.6, 0.8)
+    >>> abar = torch.tensor([0.75, 0.25], dtype=torch.float64)
+    >>> mk.diffusion.levels.preserving(abar).pair(1)[0]
+    0.5
     """
     abar = alphas_cumprod.detach().double().cpu()
     if abar.ndim != 1 or not len(abar):
         raise ValueError(f"alphas_cumprod is (T,), in [0, 1), falling, got {tuple(abar.shape)}")
-    return Levels(lambda t: abar[t].sqrt(), lambda t: (1 - abar[t]).sqrt(), len(abar) - 1, 0, True)
+    kept, lost = partial(_root, abar), partial(_root, 1 - abar)
+    return Levels(kept, lost, len(abar) - 1, 0, True)
+
+
+def _root(table: Tensor, t: Tensor) -> Tensor:
+    return table[t].sqrt()
+
+
+def _same(t: Tensor) -> Tensor:
+    return t
+
+
+def _rest(t: Tensor) -> Tensor:
+    return 1 - t
 
 
 def exploding(least: float = 0.01, most: float = 100.0) -> Levels:
@@ -134,7 +149,7 @@ def exploding(least: float = 0.01, most: float = 100.0) -> Levels:
     (1.0, 3.0)
     """
     least = number(least, "least", 1e-12)
-    return Levels(torch.ones_like, lambda t: t, number(most, "most", least), least)
+    return Levels(torch.ones_like, _same, number(most, "most", least), least)
 
 
 def flow(least: float = 0.001) -> Levels:
@@ -150,7 +165,7 @@ def flow(least: float = 0.001) -> Levels:
     >>> mk.diffusion.levels.flow().pair(1.0)
     (0.0, 1.0)
     """
-    return Levels(lambda t: 1 - t, lambda t: t, 1.0, number(least, "least", 1e-12, 1 - 1e-12))
+    return Levels(_rest, _same, 1.0, number(least, "least", 1e-12, 1 - 1e-12))
 
 
 def ratio(level: tuple[float, float]) -> float:
