@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from conftest import UNTRAINED
 from torch import Tensor
 
 import mathkit as mk
@@ -21,7 +22,7 @@ from mathkit.diffusion import galaxies
 from mathkit.diffusion.galaxies import GalaxyModel, as_model, read_mixer
 from studies import galaxies as sky
 
-pytestmark = pytest.mark.filterwarnings("ignore:the x_.*that was made")  # untrained networks
+pytestmark = UNTRAINED
 
 
 @pytest.fixture
