@@ -283,7 +283,7 @@ def test_the_region_moves_by_keys_and_by_mouse(bench):
 @pytest.mark.slow
 def test_the_course_takes_him_out(bench):
     bench.reload()
-    until(bench, "Somebody stands")
+    until(bench, "Found 3")
     bench.locator("#lab-treat summary").click()
     bench.get_by_role("button", name="Give it").click()
     until(bench, "Treated")
@@ -344,7 +344,7 @@ def test_the_books_page_wakes_her_from_disk(tmp_path, browser):
     with opened(browser, 390, 844) as tab:
         tab.goto((index.parent / "91_t.html").as_uri())
         tab.locator("article").get_by_role("link", name="the laboratory").click()
-        until(tab, "is alone")  # seed 4, as the link asks
+        until(tab, "Found 3")  # of seed 4, as the link asks
         assert tab.evaluate("location.hash").startswith("#seed=4") and tab.evaluate(WIDER) == 0
 
 
