@@ -20,7 +20,7 @@ from mathkit.diffusion.directions import read_direction
 from mathkit.draw import style
 
 SIZE = 11e6  # bytes of the one-file page, at most
-SAYS = "text => document.getElementById('lab-state').textContent.includes(text)"
+SAYS = "text => document.getElementById('lab-state')?.textContent.includes(text)"
 PIXELS = """name => [...document.getElementById(`lab-${name}`).getContext('2d')
   .getImageData(0, 0, 64, 64).data]"""
 SPAN = 'Go to <span class="laboratory" data-at="seed=4&amp;find=1">the laboratory</span>.'
