@@ -541,7 +541,7 @@ function listen() {
   $("save-strip").onclick = () => savePicture(clinic.strip, [...$("nine").getElementsByTagName("canvas")], 4);
   $("png").onclick = () => savePicture(fileName(`-by${strengthNow()}.png`), [$("dragged")], 8);
   $("json").onclick = saveDirection;
-  $("seed").onkeydown = (event) => event.key === "Enter" && !$("draw").disabled && draw();
+  $("seed").onkeydown = (event) => { if (event.key === "Enter" && !$("draw").disabled) draw(); };
   $("zero").onclick = () => { strengthen(0); drag(); };
   $("strength").oninput = () => { strengthen(strengthNow()); drag(); };
   $("other").onchange = $("directions").onchange = drag;
