@@ -197,8 +197,8 @@ def test_dit_samples_as_its_pipeline_does(tmp_path: Path, monkeypatch: pytest.Mo
     assert torch.equal(p.noise(first, 9), p.prompted(1, 0.0).noise(first, 9)), "the null class"
     differentiable(p.prompted(1), first[:1], 600)
     inverts(p.prompted(1), 0.3 * first)
-    with pytest.raises(ValueError, match="no bottleneck"):
-        mk.encoder(p, 600)
+    h = mk.encoder(p.prompted(1), 600)(first)
+    assert h.ndim == 3 and len(h) == len(first), "tokens of the middle block"
 
 
 def test_the_older_name_of_dit_is_the_same_network(tmp_path: Path) -> None:
