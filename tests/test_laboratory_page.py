@@ -196,10 +196,28 @@ def test_the_last_of_many_moves_is_the_one_that_stays(bench):
 @pytest.mark.browser
 def test_two_directions_side_by_side(bench):
     drag(bench, 0.1)
-    bench.locator("#lab-other").select_option("1")
+    bench.locator("#lab-other").select_option("2")
     drag(bench, 0.3)
-    assert (picture(bench, "dragged") == picture(bench, "beside")).all()
-    bench.locator("#lab-other").select_option("random")
+    second = picture(bench, "beside")
+    radios = bench.locator("[name=lab-direction]")
+    radios.nth(1).check(force=True)  # it was beside the first, and is the dragged one now
+    drag(bench, 0.2)
+    drag(bench, 0.3)
+    assert (picture(bench, "dragged") == second).all()
+    assert bench.locator("#lab-other").input_value() == "random"
+    assert bench.locator("#lab-other option[value='2']").count() == 0
+    radios.nth(0).check(force=True)
+
+
+@pytest.mark.browser
+def test_another_random_direction_is_another_picture(bench):
+    drag(bench, 0.4)
+    before = picture(bench, "beside")
+    bench.locator("#lab-other").select_option("again")
+    until(bench, "Dragged by .40")
+    assert bench.locator("#lab-other").input_value() == "random"
+    bench.wait_for_function("() => location.hash.includes('random=2')")
+    assert (picture(bench, "beside") != before).any()
 
 
 @pytest.mark.browser

@@ -4,7 +4,7 @@
 // worker's source, the settings) comes from alice.js, the elements from page.html.
 
 const SIDE = 64, PLACES = SIDE * SIDE, STRANGER = 10, SAMPLE = 25;
-const PRESET = {seed: 1, t: 500, map: "h", k: 3, direction: 1, strength: 0, find: 0};
+const PRESET = {seed: 1, t: 500, map: "h", k: 3, direction: 1, strength: 0, random: 1, find: 0};
 const REST = 250; // ms without a move of the slider before the sample's own steps are taken
 const NINE = [-1, -0.75, -0.5, -0.25, 0, 0.25, 0.5, 0.75, 1];
 const SIMD = Uint8Array.of( // a program of one instruction on four numbers at once
@@ -23,22 +23,23 @@ const clinic = {}; // the patient on the couch: seed, image, path; what was foun
 // ---- the worker
 
 let worker = null, asked = 0;
+let visit = 0; // counts the patients: what an earlier one's jobs still bring is not shown
 const waiting = new Map();
 
-// Sends a job; gives its last message. `seen` hears of each message before that; what is `moved` there
-// is not copied.
-function ask(op, job = {}, seen = () => {}, moved = []) {
+// Sends a job; gives its last message. `seen` hears of each message before that.
+function ask(op, job = {}, seen = () => {}) {
   return new Promise((done) => {
     asked += 1;
-    waiting.set(asked, {done, seen});
-    worker.postMessage({id: asked, op, ...job}, moved);
+    waiting.set(asked, {done, seen, mine: op === "wake" ? null : visit});
+    worker.postMessage({id: asked, op, ...job});
   });
 }
 
 function heard({data}) {
-  const {done, seen} = waiting.get(data.id);
-  if (data.state === "running") return seen(data);
+  const {done, seen, mine} = waiting.get(data.id), past = mine !== null && mine !== visit;
+  if (data.state === "running") return past || seen(data);
   waiting.delete(data.id);
+  if (past) return done({...data, state: "dropped"});
   if (data.state === "failed") alarm(`${data.op}: ${data.problem}`);
   return done(data);
 }
@@ -188,29 +189,39 @@ const seconds = (began) => `${((performance.now() - began) / 1000).toFixed(1)} s
 
 // Away with what belonged to the last patient, and with what is still at work for her.
 function forget() {
+  visit += 1;
   for (const what of ["draw", "directions", "drag", "strip", "treat"]) ask("stop", {what});
   for (const name of ["image", "path"]) delete clinic[name];
   enable(false, "find", "next", "give");
   unfound();
   outline();
   for (const name of ["dragged", "beside", "cured"]) clear(name);
+  enable(false, "stop");
+  $("course").textContent = "\u00a0";
 }
 
 // Away with the directions and what was made of them.
 function unfound() {
   delete clinic.found;
   wanted += 1;
-  enable(false, "strength", "zero", "png", "strip", "save-strip", "json");
-  $("nine").replaceChildren();
+  enable(false, "strength", "zero", "png", "strip", "json");
+  unstrip();
   offer([]);
   strengthen(0);
+  $("dragged-name").textContent = "Dragged";
 }
 
-// A random direction of length 1, another with each call.
+// Away with the strip, which is of one direction.
+function unstrip() {
+  if (worker) ask("stop", {what: "strip"});
+  enable(false, "save-strip");
+  $("nine").replaceChildren();
+}
+
+// The random direction, of length 1, that its number says.
 async function newControl() {
-  clinic.drawn = (clinic.drawn ?? 0) + 1;
-  const {v} = await ask("random", {seed: clinic.drawn});
-  clinic.random = v;
+  const job = await ask("random", {seed: clinic.control});
+  if (job.state === "done") clinic.random = job.v;
 }
 
 // ---- 2: the directions
@@ -233,7 +244,7 @@ async function find() {
   offer(job.V, job.S, job.residuals);
   if (job.problem) alarm(job.problem);
   progress(1, `${job.steps} pushes and as many pulls, ${seconds(began)}`);
-  say(`Found ${k === 1 ? "the direction" : `${k} directions`}. Choose one and drag.`);
+  say(`Found ${k === 1 ? "the direction" : `${k} directions`}. Choose one, then move the slider.`);
   enable(true, "strength", "zero", "png", "strip", "json");
   drag();
   return true;
@@ -248,10 +259,16 @@ function offer(V, S = [], residuals = []) {
     paintSigned(tiles[i].querySelector("canvas"), v);
     tiles[i].querySelector("small").textContent = `s = ${S[i].toFixed(2)}\n\u00b1 ${short(residuals[i])}`;
   });
+  others(V.length);
+}
+
+// What may stand beside the dragged picture: chance, or another direction.
+function others(count) {
   const other = $("other"), kept = other.value;
-  other.length = 1;
-  V.forEach((_, i) => other.add(new Option(`direction ${i + 1}`, i + 1)));
-  other.value = Number(kept) <= V.length ? kept : "random";
+  other.length = 2;
+  for (let i = 1; i <= count; i++) if (i !== Math.min(chosen(), count)) other.add(new Option(`direction ${i}`, i));
+  other.value = kept;
+  if (other.selectedIndex < 0) other.value = "random";
 }
 
 function tile(number) {
@@ -287,6 +304,7 @@ let wanted = 0, previewing = false;
 // finished before the next begins, else a moving slider would show nothing.
 async function drag() {
   wanted += 1;
+  enable(false, "png");
   if (!clinic.found || previewing) return;
   previewing = true;
   let mine;
@@ -296,9 +314,11 @@ async function drag() {
   } while (mine !== wanted && clinic.found);
   previewing = false;
   await new Promise((done) => setTimeout(done, REST));
-  if (mine !== wanted || !clinic.found || strengthNow() === 0) return;
+  if (mine !== wanted || !clinic.found) return;
   const began = performance.now();
   if (!(await drawn("all", mine)) || !clinic.found) return;
+  enable(true, "png");
+  if (strengthNow() === 0) return;
   progress(1, `${callsFrom(clinic.found.t)} network calls a picture, ${seconds(began)}`);
   remember();
 }
@@ -312,12 +332,13 @@ async function drawn(calls, mine) {
     const still = strength === 0;
     const job = still ? {state: "done", image: clinic.image} : await ask("drag", {x, t, v, strength, calls});
     if (job.state !== "done" || !clinic.found || (calls === "all" && mine !== wanted)) return false;
-    if (name === "dragged") $("dragged-name").textContent = still ? "Dragged" : `Along ${words}`;
+    const draft = calls === "all" ? "" : ", a draft";
+    if (name === "dragged") $("dragged-name").textContent = still ? "Dragged" : `Along ${words}${draft}`;
     const how = still ? "untouched" : `dragged along ${words} by ${short(strength)}`;
-    await show(name, job.image, `Puppet of seed ${clinic.seed}, ${how}`);
+    if (!(await show(name, job.image, `Puppet of seed ${clinic.seed}, ${how}`))) return false;
   }
   const [there, beside] = ["dragged", "beside"].map((name) => $(`${name}-reading`).textContent);
-  if (calls === "all") say(`Dragged by ${short(strength)}: ${there}; beside it ${beside}.`);
+  if (calls === "all" && strength) say(`Dragged by ${short(strength)}: ${there}; beside it ${beside}.`);
   return true;
 }
 
@@ -440,17 +461,27 @@ function drawRegion(event) {
 async function treat() {
   const {seed, path} = clinic;
   const dose = Number($("dose").value), began = performance.now();
-  say("The course begins \u2026");
+  say("The course is under way: about a minute.");
   enable(false, "give");
+  enable(true, "stop");
   const job = await ask("treat", {path, region: mask(), dose}, ({t, what, image}) => {
     if (image) paint($("cured"), image);
+    progress(1 - t / ALICE.times[0], `t = ${t}`);
     $("course").textContent = `t = ${t}: ${what}`;
   });
-  enable(Boolean(clinic.image), "give");
-  if (job.state !== "done" || clinic.seed !== seed) return;
+  if (clinic.path !== path) return;
+  enable(true, "give");
+  enable(false, "stop");
+  if (job.state !== "done") {
+    $("course").textContent = "\u00a0";
+    progress(0, "");
+    return say("The course was stopped.");
+  }
   await show("cured", job.image, `Puppet of seed ${seed}, treated with a dose of ${dose}`);
   $("course").textContent = `The whole course took ${seconds(began)}.`;
-  say(`Treated: ${$("cured-reading").textContent}.`);
+  progress(1, "the whole course");
+  const still = $("cured-reading").dataset.there === "yes" ? " He is still there: does the box stand around him?" : "";
+  say(`Treated: ${$("cured-reading").textContent}.${still}`);
 }
 
 // ---- presets and the address
@@ -468,12 +499,14 @@ function presets() {
   preset.map = Object.hasOwn(MAPS, preset.map) ? preset.map : PRESET.map;
   preset.k = within(Math.round(preset.k), 1, $("k").length, PRESET.k);
   preset.direction = within(Math.round(preset.direction), 1, preset.k, 1);
+  preset.random = Number.isSafeInteger(preset.random) && preset.random >= 0 ? preset.random : PRESET.random;
   preset.strength = within(preset.strength, Number($("strength").min), Number($("strength").max), 0);
   return preset;
 }
 
 function set(preset) {
   clinic.preset = preset;
+  clinic.control = preset.random;
   for (const name of ["seed", "t", "map", "k"]) $(name).value = preset[name];
   $("same").textContent = preset.seed;
   $("other").value = "random";
@@ -493,7 +526,7 @@ async function follow() {
 function remember() {
   const {seed, found} = clinic;
   const now = {seed, t: found?.t ?? timeNow(), map: found?.map ?? $("map").value, k: found?.V.length ?? $("k").value};
-  if (found) Object.assign(now, {direction: chosen(), strength: strengthNow(), find: 1});
+  if (found) Object.assign(now, {direction: chosen(), strength: strengthNow(), random: clinic.control, find: 1});
   history.replaceState(null, "", `#${new URLSearchParams(now)}`);
 }
 
@@ -520,8 +553,36 @@ function reset() {
 }
 
 function another() {
-  $("seed").value = seedNow() + 1;
+  const next = seedNow() + 1;
+  if (!goodSeed() || !Number.isSafeInteger(next)) return say("The seed is a whole number from 0 on.");
+  $("seed").value = next;
   return draw();
+}
+
+// Another question makes the directions those of an old one.
+async function askAnew() {
+  explain();
+  const {found, image} = clinic;
+  if (!found) return;
+  unfound();
+  say("That is another question: find them again.");
+  for (const name of ["dragged", "beside"]) await show(name, image, `Puppet of seed ${clinic.seed}, untouched`);
+}
+
+// The other choice for the third picture, or another random direction in its place.
+async function compare() {
+  if ($("other").value === "again") {
+    clinic.control += 1;
+    $("other").value = "random";
+    await newControl();
+  }
+  return drag();
+}
+
+function choose() {
+  unstrip();
+  others(clinic.found.V.length);
+  return drag();
 }
 
 function fill() {
@@ -544,8 +605,14 @@ function listen() {
   $("seed").onkeydown = (event) => { if (event.key === "Enter" && !$("draw").disabled) draw(); };
   $("zero").onclick = () => { strengthen(0); drag(); };
   $("strength").oninput = () => { strengthen(strengthNow()); drag(); };
-  $("other").onchange = $("directions").onchange = drag;
-  $("map").onchange = $("t").onchange = explain;
+  $("other").onchange = compare;
+  $("directions").onchange = choose;
+  $("map").onchange = $("t").onchange = askAnew;
+  $("stop").onclick = () => ask("stop", {what: "treat"});
+  $("look").onclick = () => {
+    $("region").focus();
+    $("region").scrollIntoView({block: "center"});
+  };
   $("treat").ontoggle = outline;
   $("region").onkeydown = regionKey;
   $("screen").onpointerdown = drawRegion;

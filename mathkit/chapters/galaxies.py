@@ -27,14 +27,11 @@ def measure(x: Tensor) -> Tensor:
     weight is a Gaussian of the galaxy's own centre and shape, w = exp(-d^2 / 2) with d the
     distance in units of that shape, so the empty sky does not count: C = 2 E_w[r r^T]. Then
 
-    * flux: log10 of all light; across, down: the centre;
-    * size: det(C)^(1/4), the sigma of a round Gaussian; ellipticity: (a^2 - b^2) / (a^2 + b^2), a
-      and b the axes of C; angle: of the long one, in radians, from across towards down, in (-pi/2,
-      pi/2];
-    * concentration: the light under w by that under exp(-d^2 / 18), 5/9 for a Gaussian, less in a
-      wide halo;
-    * asymmetry: the light's difference from itself turned by half a turn, by twice the light, both
-      under exp(-d^2 / 8); 0 to 1.
+    flux: log10 of all light. across, down: the centre. size: det(C)^(1/4), the sigma of a round
+    Gaussian. ellipticity: (a^2 - b^2) / (a^2 + b^2), a and b the axes of C. angle: of the long one,
+    in radians, from across towards down, in (-pi/2, pi/2]. concentration: the light under w by that
+    under exp(-d^2 / 18), 5/9 for a Gaussian, less in a wide halo. asymmetry: the light's difference
+    from itself turned by half a turn, by twice the light, both under exp(-d^2 / 8); 0 to 1.
 
     Args:
         x: x_0 (B, 1, side, side); differentiable.
