@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from conftest import make_tiny_unet
+from conftest import UNTRAINED, make_tiny_unet
 from PIL import Image
 from torch import Tensor
 
@@ -19,7 +19,7 @@ from mathkit.tools import edit, subject
 from mathkit.tools.edit import Photo
 from mathkit.tools.subject import Settings
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, UNTRAINED]
 SIZE, BOX = (50, 36), (7, 0, 43, 36)  # a photograph and the square that a model sees of it
 
 
@@ -81,6 +81,20 @@ def test_a_step_changes_what_the_model_sees_and_nothing_beside_it(photo: Photo, 
     seen = np.zeros_like(change, dtype=bool)
     seen[top:bottom, left:right] = True
     assert change[~seen].max() == 0 and change[seen].max() > 0
+
+
+def test_no_ghost_of_what_has_gone_stays(photo: Photo, monkeypatch: Any) -> None:
+    """Where all changes the photograph's pixels are gone; where little does they are there."""
+    moved = torch.zeros_like(photo.back)
+    moved[..., 8:], moved[..., :6] = 1, 0.01
+    monkeypatch.setattr(photo, "back", torch.zeros_like(moved))
+    monkeypatch.setattr(photo, "images", lambda *_: moved)
+    left, top, right, bottom = BOX
+    whole = pixels(photo.edited(1, 0.1))[top:bottom, left:right]
+    before = pixels(photo.study.settings.image)[top:bottom, left:right]
+    half = (right - left) * 10 // 16
+    assert (whole[:, half:] == 255).all()
+    assert np.abs(whole[:, : half // 2] - before[:, : half // 2]).max() <= 3
 
 
 def test_an_edit_is_the_move_and_the_way_down_by_hand(photo: Photo) -> None:

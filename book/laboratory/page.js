@@ -243,7 +243,7 @@ async function find() {
   clinic.found = {...job, x, t, map};
   offer(job.V, job.S, job.residuals);
   if (job.problem) alarm(job.problem);
-  progress(1, `${job.steps} pushes and as many pulls, ${seconds(began)}`);
+  progress(1, `${job.steps} pushes and pulls, ${seconds(began)}`);
   say(`Found ${k === 1 ? "the direction" : `${k} directions`}. Choose one, then move the slider.`);
   enable(true, "strength", "zero", "png", "strip", "json");
   drag();
@@ -319,7 +319,7 @@ async function drag() {
   if (!(await drawn("all", mine)) || !clinic.found) return;
   enable(true, "png");
   if (strengthNow() === 0) return;
-  progress(1, `${callsFrom(clinic.found.t)} network calls a picture, ${seconds(began)}`);
+  progress(1, `${callsFrom(clinic.found.t)} calls a picture, ${seconds(began)}`);
   remember();
 }
 

@@ -110,19 +110,21 @@ class Photo:
 
         What the model changes, its picture moved less its picture unmoved, is enlarged and added to
         the photograph: no detail is lost where nothing changes, and what inversion missed stays.
+        Where much changes the model's own picture takes its place, for detail of what has gone
+        would stay as a ghost.
 
         direction: 1 ... k, or 0 for a random one. strength: in [-2, 2], |x_t' - x_t| / |x_t|.
         """
-        change = self.images(direction, [strength]) - self.back
-        channels = change.shape[1]
+        moved = self.images(direction, [strength])
+        change, channels = moved - self.back, moved.shape[1]
         photo = opened(str(self.study.settings.image), channels)
         photo = photo.convert("L" if channels == 1 else "RGB")
-        box = _central(photo.size, (change.shape[3], change.shape[2]))
+        box = _central(photo.size, (moved.shape[3], moved.shape[2]))
         pixels = _pixels(photo.crop(box))
-        change = torch.nn.functional.interpolate(
-            change, pixels.shape[2:], mode="bicubic", antialias=True
-        )
-        photo.paste(_picture(pixels + change), box[:2])
+        moved, change, size = (_enlarged(x, pixels) for x in (moved, change, _much(change)))
+        pixels = pixels + change
+        pixels = pixels + size.clamp(0, 1) * (moved - pixels)
+        photo.paste(_picture(pixels), box[:2])
         return photo
 
     def sheet(self) -> Axes:
@@ -163,6 +165,17 @@ def _pixels(image: Image.Image) -> Tensor:
 
     flat = torch.from_numpy(np.array(image, dtype=np.float32)) / 127.5 - 1
     return flat.reshape(image.height, image.width, -1).permute(2, 0, 1)[None]
+
+
+def _enlarged(x: Tensor, like: Tensor) -> Tensor:
+    return torch.nn.functional.interpolate(x, like.shape[2:], mode="bicubic", antialias=True)
+
+
+def _much(change: Tensor) -> Tensor:
+    """Where a picture (B, C, H, W) changes much: (B, 1, H, W), 0 below .1, 1 from .3 on, spread by
+    a pixel."""
+    size = ((change.abs().amax(1, keepdim=True) - 0.1) / 0.2).clamp(0, 1)
+    return torch.nn.functional.max_pool2d(size, 3, 1, 1)
 
 
 def _picture(x: Tensor) -> Image.Image:
