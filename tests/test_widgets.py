@@ -31,9 +31,9 @@ def draw(t, bend=1.0):
 
 @pytest.fixture(autouse=True)
 def no_figure_is_left_open():
-    before = plt.get_fignums()
+    plt.close("all")  # another file may have left some
     yield
-    assert plt.get_fignums() == before
+    assert plt.get_fignums() == []
 
 
 # --- frames --------------------------------------------------------------------------------------
