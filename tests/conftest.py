@@ -7,7 +7,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -52,6 +53,16 @@ def float64() -> Iterator[None]:
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(before)
+
+
+def planted(m: int, n: int, values: Sequence[float], seed: int = 0) -> Tensor:
+    """A float64 matrix (m, n) with these singular values, the rest 0."""
+    g = torch.Generator().manual_seed(seed)
+    P, Q = (
+        torch.linalg.qr(torch.randn(d, len(values), generator=g, dtype=torch.float64)).Q
+        for d in (m, n)
+    )
+    return (P * torch.tensor(values, dtype=torch.float64)) @ Q.T
 
 
 def make_tiny_unet(dtype: torch.dtype = torch.float32, size: int = 16, seed: int = 0) -> Any:
@@ -99,3 +110,22 @@ def bottleneck() -> Callable[[Any, int], Callable[[Tensor], Tensor]]:
         return f
 
     return encoder
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A diffusers folder: images (3, 16, 16), h (8, 2, 2)."""
+    from diffusers import DDPMPipeline, DDPMScheduler
+
+    place = tmp_path_factory.mktemp("model") / "tiny"
+    DDPMPipeline(make_tiny_unet(), DDPMScheduler()).save_pretrained(place)
+    return place
+
+
+@pytest.fixture
+def figures_closed() -> Iterator[None]:
+    """Closes what a test has left open."""
+    import matplotlib.pyplot as plt
+
+    yield
+    plt.close("all")

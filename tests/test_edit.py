@@ -1,15 +1,13 @@
 """A photograph edited from file to file: what must stay, what is kept, and what is refused."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from conftest import UNTRAINED, make_tiny_unet
+from conftest import UNTRAINED
 from PIL import Image
 from torch import Tensor
 
@@ -19,24 +17,8 @@ from mathkit.tools import edit, subject
 from mathkit.tools.edit import Photo
 from mathkit.tools.subject import Settings
 
-pytestmark = [pytest.mark.long, UNTRAINED]
+pytestmark = [pytest.mark.long, UNTRAINED, pytest.mark.usefixtures("figures_closed")]
 SIZE, BOX = (50, 36), (7, 0, 43, 36)  # a photograph and the square that a model sees of it
-
-
-@pytest.fixture(autouse=True)
-def closed() -> Iterator[None]:
-    yield
-    plt.close("all")
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A diffusers folder: images (3, 16, 16), h (8, 2, 2)."""
-    from diffusers import DDPMPipeline, DDPMScheduler
-
-    place = tmp_path_factory.mktemp("model") / "tiny"
-    DDPMPipeline(make_tiny_unet(), DDPMScheduler()).save_pretrained(place)
-    return place
 
 
 @pytest.fixture(scope="module")

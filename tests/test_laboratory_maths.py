@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from conftest import planted
 from laboratory import laboratory
 
 import mathkit as mk
@@ -106,16 +107,6 @@ def found(page, M, k, tol=1e-5, seed=0, back=None):
     """The page's svd of a matrix; `back`: another whose transpose pulls."""
     m, n = M.shape
     return page(OF_MATRIX, M=M.double(), N=back, m=m, n=n, k=k, tol=tol, seed=seed)
-
-
-def planted(m, n, values, seed=0):
-    """A float64 matrix (m, n) with these singular values, the rest 0."""
-    g = torch.Generator().manual_seed(seed)
-    P, Q = (
-        torch.linalg.qr(torch.randn(d, len(values), generator=g, dtype=torch.float64)).Q
-        for d in (m, n)
-    )
-    return (P * torch.tensor(values, dtype=torch.float64)) @ Q.T
 
 
 def check(M, r, tol=1e-5):

@@ -5,7 +5,6 @@ import html
 import math
 import re
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import numpy as np
 import pytest
 import standins
 import torch
-from conftest import UNTRAINED, make_tiny_unet
+from conftest import UNTRAINED
 from PIL import Image
 from torch import Tensor
 
@@ -26,24 +25,8 @@ from mathkit.draw.table import Table
 from mathkit.tools import atlas, experiments, report, subject, timing
 from mathkit.tools.subject import Settings, Study
 
-pytestmark = [pytest.mark.long, UNTRAINED]
+pytestmark = [pytest.mark.long, UNTRAINED, pytest.mark.usefixtures("figures_closed")]
 SMALL: dict[str, Any] = {"samples": 3, "times": (999, 500), "k": 3, "steps": 5, "strength": 0.2}
-
-
-@pytest.fixture(autouse=True)
-def closed() -> Iterator[None]:
-    yield
-    plt.close("all")
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A diffusers folder: images (3, 16, 16), h (8, 2, 2)."""
-    from diffusers import DDPMPipeline, DDPMScheduler
-
-    place = tmp_path_factory.mktemp("model") / "tiny"
-    DDPMPipeline(make_tiny_unet(), DDPMScheduler()).save_pretrained(place)
-    return place
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from conftest import planted
 
 import mathkit as mk
 from mathkit.linear import lanczos, svd, triplets
@@ -15,16 +16,6 @@ from mathkit.linear.subspaces import principal_angles
 
 f64 = pytest.mark.usefixtures("float64")
 GEOMETRIC = [0.8**i for i in range(25)]
-
-
-def planted(m, n, values, seed=0):
-    """A float64 matrix (m, n) with these singular values, the rest 0."""
-    g = torch.Generator().manual_seed(seed)
-    P, Q = (
-        torch.linalg.qr(torch.randn(d, len(values), generator=g, dtype=torch.float64)).Q
-        for d in (m, n)
-    )
-    return (P * torch.tensor(values, dtype=torch.float64)) @ Q.T
 
 
 def flat(r):

@@ -157,9 +157,7 @@ def single(folder: Path = BUILD / "laboratory") -> str:
     bulk = (shared / "alice.js").read_text(encoding="utf-8")
     return source("single.html").format(
         variables=variables(),
-        font=base64.b64encode(
-            (VENDOR / "courier-prime-latin-700-normal.woff2").read_bytes()
-        ).decode(),
+        font=base64.b64encode((VENDOR / FONT).read_bytes()).decode(),
         style=source("page.css"),
         body=source("page.html"),
         alice=bulk,
