@@ -28,7 +28,7 @@ from mathkit.scores import rounded
 from mathkit.show.posterior import Posterior
 from mathkit.show.puppets import CONTINUOUS, FEW_FACTORS, STRANGER, render, sample_factors
 from mathkit.show.reader import read_factors
-from studies import baselines, model_card, neuron_edits
+from studies import baselines, conditions, model_card, neuron_edits
 from studies import crowds as crowd_table
 from studies.galaxies import survey_galaxies
 from studies.model_card import TIMES
@@ -276,6 +276,8 @@ JOBS: dict[str, tuple[Callable[[], None], int]] = {
     "always": (run_always, 20),
     "second_amendment": (baselines.write_amendment, 5),
     **{n: (functools.partial(baselines.run, n), 30) for n in ("baselines", "baselines_healthy")},
+    "conditions": (conditions.run_conditions, 60),
+    "degree": (conditions.run_degree, 15),
     **SURVEYS,
     "galaxies": (survey_galaxies, 10),
 }

@@ -514,3 +514,16 @@ def test_the_healthy_get_an_imagined_region_and_no_cure():
     assert torch.equal(imagined, treatment.imagined(q, 1, [0, 1, 2, 3]))
     ill = puppets.sample_factors(4, 8, stranger=1)
     assert torch.equal(treatment.imagined(ill, 1, [0, 1, 2, 3]), ill)
+
+
+@pytest.mark.parametrize("spectrum", ["nothing", "one direction"])
+def test_the_way_back_divides_by_no_zero(spectrum):
+    variances = torch.zeros(48)
+    variances[47] = float(spectrum == "one direction")
+    p = mk.diffusion.gaussian.GaussianModel(torch.zeros(3, 4, 4), variances.diag())
+    zero = torch.zeros(1, 3, 4, 4)
+    case = treatment.Cases(0, [0], 500, 24, *[zero] * 5, torch.zeros(1, 4, 4))
+    drift = torch.eye(48)[46:].sum(0).reshape(1, 3, 4, 4)
+    settled = treatment.settle(p, case, drift).flatten()
+    assert torch.allclose(settled[:47], drift.flatten()[:47], atol=1e-4)
+    assert abs(float(settled[47]) - (0 if variances[47] else 1)) < 1e-2

@@ -498,6 +498,7 @@ def towards(p: Model, case: Cases, average: Tensor) -> Tensor:
 
 
 ROUNDS = 2  # of small steps at each time of the aftercare
+RANK = 1e-5  # singular values below this share of the largest count as zero
 
 
 def settle(p: Model, case: Cases, x: Tensor, rounds: int = ROUNDS) -> Tensor:
@@ -524,11 +525,12 @@ def settle(p: Model, case: Cases, x: Tensor, rounds: int = ROUNDS) -> Tensor:
     True
     """
     U, S, V = rest_svd(p, case, REST)
+    inverse = torch.where(S > RANK * S[0], 1 / S, 0.0)  # a region that is everything leaves no rest
     with torch.no_grad():
         wanted = p.clean(case.xt, case.t)
         for _ in range(rounds):
             r = outside(case).push(wanted - p.clean(x, case.t)).flatten(1)
-            x = x + (r @ U.flatten(1).T / S @ V.flatten(1)).reshape(x.shape)
+            x = x + (r @ U.flatten(1).T * inverse @ V.flatten(1)).reshape(x.shape)
     return x
 
 
