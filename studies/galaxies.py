@@ -15,7 +15,7 @@ from mathkit.diffusion.encoder import MAPS
 from mathkit.diffusion.load import load_model
 from mathkit.diffusion.model import Model
 from mathkit.linear.jacobian import jacobian
-from mathkit.linear.spectrum import spectral_density
+from mathkit.linear.spectrum import as_smooth, spectral_density
 from mathkit.linear.svd import svd
 from mathkit.scores import rounded
 from mathkit.tools.atlas import nearest, states
@@ -40,8 +40,8 @@ def controls(V: Tensor, seed: int) -> dict[str, Tensor]:
     """Directions that know nothing: as smooth as V; as smooth, and where V is; white noise."""
     place = V.square().mean((0, 1)).sqrt()
     white = torch.randn(V.shape, generator=torch.Generator().manual_seed(seed + 1)).to(V)
-    smooth = galaxies.as_smooth(V, seed)
-    return {"smooth": smooth, "placed": galaxies.as_smooth(V, seed, place), "white": white}
+    smooth = as_smooth(V, seed)
+    return {"smooth": smooth, "placed": as_smooth(V, seed, place), "white": white}
 
 
 def asked(p: Model, x: Tensor, t: int) -> Tensor:

@@ -36,6 +36,46 @@ def test_white_noise_fills_the_rings_by_their_size():
         spectrum.spectral_density(torch.zeros(2, 3, 8, 16))
 
 
+def rough_and_smooth(shape):
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(2))
+    V = noise.cumsum(-1).cumsum(-2)
+    V = V - V.mean((-2, -1), keepdim=True)
+    return noise, V / V.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 32, 32), (2, 3, 32, 32), (2, 4, 16, 24)])
+def test_random_pictures_are_as_smooth_and_know_nothing_of_the_place(shape):
+    noise, V = rough_and_smooth(shape)
+    W = spectrum.as_smooth(V, 0)
+    power = [torch.fft.fft2(x.double()).abs() for x in (W, V, noise)]
+    torch.testing.assert_close(power[0], power[1], atol=1e-5, rtol=1e-4)
+    assert float((power[0] - power[2]).abs().max()) > 1  # what white noise would have
+    assert float((W * V).flatten(1).sum(1).abs().max()) < 0.9
+    assert not torch.allclose(W, spectrum.as_smooth(V, 1), atol=1e-6)
+
+
+def test_random_pictures_keep_what_the_channels_share():
+    _, V = rough_and_smooth((2, 1, 32, 32))
+    grey = torch.cat([V, 2 * V, -V], 1)
+    W = spectrum.as_smooth(grey, 0)
+    torch.testing.assert_close(W[:, 1], 2 * W[:, 0], atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(W[:, 2], -W[:, 0], atol=1e-6, rtol=1e-4)
+
+
+def test_random_pictures_are_where_their_place_is_and_as_long():
+    _, V = rough_and_smooth((3, 1, 32, 32))
+    place = torch.zeros(32, 32)
+    place[:16] = 1
+    placed = spectrum.as_smooth(V, 0, place)
+    assert float(placed[..., 16:, :].abs().max()) == 0
+    torch.testing.assert_close(placed.flatten(1).norm(dim=1), torch.ones(3))
+
+
+def test_only_pictures_have_a_smoothness():
+    with pytest.raises(ValueError, match="pictures are"):
+        spectrum.as_smooth(torch.zeros(3, 8, 8), 0)
+
+
 def test_hutchinson_finds_the_sum_of_squares_within_its_error():
     M = torch.randn(30, 50, generator=torch.Generator().manual_seed(1))
     exact, off = float(M.square().sum()), []

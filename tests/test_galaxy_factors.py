@@ -8,7 +8,6 @@ from torch import Tensor
 
 from mathkit.chapters import galaxies
 from mathkit.chapters.galaxies import ANGLE, FACTORS, MOTIONS, measure
-from mathkit.linear.spectrum import spectral_density
 
 SIDE = 48
 R = torch.arange(SIDE, dtype=torch.float64) - (SIDE - 1) / 2
@@ -153,19 +152,3 @@ def test_the_check_of_motions_sees_a_turn_the_other_way() -> None:
     wanted = torch.func.jacfwd(lambda a: moved(a, "turn"))(zero)
     found = -galaxies.motions(moved(zero, "turn"))[2]
     assert float((found - wanted[0]).norm() / wanted.norm()) > 1
-
-
-def test_random_directions_are_as_smooth_and_know_nothing() -> None:
-    V = torch.randn(3, 1, 32, 32).cumsum(-1).cumsum(-2)
-    V = V / V.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
-    W = galaxies.as_smooth(V, 0)
-    torch.testing.assert_close(spectral_density(W)[1], spectral_density(V)[1])
-    torch.testing.assert_close(W.flatten(1).norm(dim=1), torch.ones(3))
-    assert not torch.allclose(W, galaxies.as_smooth(V, 1), atol=1e-6)
-    power = torch.fft.fft2(W.double()).abs(), torch.fft.fft2(V.double()).abs()
-    torch.testing.assert_close(*power, atol=1e-5, rtol=1e-4)
-    place = torch.zeros(32, 32)
-    place[:16] = 1
-    placed = galaxies.as_smooth(V, 0, place)
-    assert float(placed[..., 16:, :].abs().max()) == 0
-    torch.testing.assert_close(placed.flatten(1).norm(dim=1), torch.ones(3))

@@ -29,6 +29,7 @@ FONT = "courier-prime-latin-700-normal.woff2"
 SINGLE = "laboratory.html"
 UNSAFE = b'\0\n\r"<\\'  # what ends a line, a string, or a script within a page
 GZIP = 31  # what zlib takes for its wrapping and a full window
+GONE = "document.currentScript.remove();\n"  # else the browser keeps ten megabytes of text
 SHADES = 33  # of the colours for signed numbers
 
 
@@ -59,7 +60,7 @@ def packed(raw: bytes, halves: bool = False) -> dict[str, Any]:
     """Bytes as the page unpacks them: gzip in `digits`; `halves` says that `planes` came first."""
     squeeze = zlib.compressobj(9, zlib.DEFLATED, GZIP, strategy=zlib.Z_FILTERED)
     small = squeeze.compress(planes(raw) if halves else raw) + squeeze.flush()
-    return {"size": len(small), "halves": halves, "text": digits(small)}
+    return {"length": len(raw), "halves": halves, "text": digits(small)}
 
 
 def source(name: str) -> str:
@@ -119,7 +120,7 @@ def alice() -> str:
     for key, part in parts.items():
         rest = {name: value for name, value in part.items() if name != "text"}
         told.append(f'{key}: {{...{literal(rest)}, text: "{part["text"]}"}}')
-    return "const ALICE = {" + ",\n".join(told) + "};\n"
+    return "const ALICE = {" + ",\n".join(told) + "};\n" + GONE
 
 
 def literal(value: Any) -> str:

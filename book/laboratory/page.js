@@ -45,23 +45,34 @@ function heard({data}) {
 }
 
 // Bytes from the text of alice.js: seven bits a character, gzip within, and within that perhaps
-// the first bytes of all numbers before the second ones.
-async function unpacked({text, size, halves}) {
-  const small = new Uint8Array(size);
-  for (let i = 0, at = 0, held = 0, bits = 0; at < size; i++) {
-    held = ((held << 7) | (text.charCodeAt(i) & 127)) & 0xffff;
-    bits += 7;
-    if (bits >= 8) small[at++] = held >> (bits -= 8);
+// the first bytes of all numbers before the second ones. In pieces, so that little is held twice.
+async function unpacked({text, length, halves}) {
+  const gzip = new DecompressionStream("gzip"), bytes = new Uint8Array(length);
+  const reader = gzip.readable.getReader(), half = length / 2;
+  const place = halves ? (i) => (i < half ? 2 * i : 2 * (i - half) + 1) : (i) => i;
+  const fed = feed(gzip.writable.getWriter(), text);
+  for (let at = 0; at < length; ) {
+    const {value} = await reader.read();
+    for (let i = 0; i < value.length; i++) bytes[place(at++)] = value[i];
   }
-  const stream = new Blob([small]).stream().pipeThrough(new DecompressionStream("gzip"));
-  const bytes = new Uint8Array(await new Response(stream).arrayBuffer());
-  if (!halves) return bytes;
-  const half = bytes.length / 2, whole = new Uint8Array(bytes.length);
-  for (let i = 0; i < half; i++) {
-    whole[2 * i] = bytes[i];
-    whole[2 * i + 1] = bytes[half + i];
+  await fed;
+  return bytes;
+}
+
+const PIECE = 7 * 8192; // characters
+
+async function feed(writer, text) {
+  for (let start = 0; start < text.length; start += PIECE) {
+    const end = Math.min(start + PIECE, text.length);
+    const piece = new Uint8Array(((end - start) * 7) >> 3);
+    for (let i = start, at = 0, held = 0, bits = 0; i < end; i++) {
+      held = ((held << 7) | (text.charCodeAt(i) & 127)) & 0xffff;
+      bits += 7;
+      if (bits >= 8) piece[at++] = held >> (bits -= 8);
+    }
+    await writer.write(piece);
   }
-  return whole;
+  await writer.close();
 }
 
 async function wakeAlice() {
@@ -246,6 +257,7 @@ async function find() {
   progress(1, `${job.steps} pushes and pulls, ${seconds(began)}`);
   say(`Found ${k === 1 ? "the direction" : `${k} directions`}. Choose one, then move the slider.`);
   enable(true, "strength", "zero", "png", "strip", "json");
+  remember();
   drag();
   return true;
 }

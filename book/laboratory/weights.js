@@ -16,8 +16,8 @@ function readWeights(bytes, file) {
     if (!width) complain(`expected float16 or float32 for ${name}, got ${dtype}`);
     if (end - start !== count * width || !(start >= 0 && end <= numbers.length))
       complain(`expected ${count * width} bytes for ${name}, got ${start} to ${end} of ${numbers.length}`);
-    const raw = numbers.slice(start, end).buffer;  // a copy begins at a multiple of the width
-    const a = dtype === "F32" ? new Float32Array(raw) : widened(new Uint16Array(raw));
+    const raw = aligned(numbers.subarray(start, end), width);
+    const a = dtype === "F32" ? Float32Array.from(raw) : widened(raw);
     left.delete(name);
     return Object.assign(a, {shape});
   }
@@ -41,6 +41,12 @@ function splitWeights(bytes, complain) {
   }
   delete header.__metadata__;
   return {header, numbers: bytes.subarray(8 + size)};
+}
+
+// The bytes as numbers of `width` bytes each; where they begin at no multiple of it, of a copy.
+function aligned(bytes, width) {
+  const {buffer, byteOffset} = bytes.byteOffset % width ? bytes.slice() : bytes;
+  return new {2: Uint16Array, 4: Float32Array}[width](buffer, byteOffset, bytes.length / width);
 }
 
 // float16 -> float32, exactly: every one of the 65,536 values is looked up.

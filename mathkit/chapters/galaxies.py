@@ -161,23 +161,3 @@ def motions(x: Tensor) -> Tensor:
     turn, growth = across * r[1] - down * r[0], -(across * r[0] + down * r[1])
     brightness = -torch.expm1(-WIDTH * x[0, 0]) / WIDTH
     return torch.stack([-across, -down, turn, growth, brightness])[:, None]
-
-
-def as_smooth(v: Tensor, seed: int, place: Tensor | None = None) -> Tensor:
-    """Random directions as smooth as v: of the same power at every frequency, of random phases.
-
-    Args:
-        v: directions (k, 1, side, side).
-        seed: of the phases.
-        place: brightness of the place (side, side), by which the random ones are then multiplied,
-            so that they are also where v is; that blurs the spectrum a little.
-
-    Returns: (k, 1, side, side), each as long as its v.
-    Cost: no pass.
-    """
-    g = torch.randn(v.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    phases = torch.fft.fft2(g)
-    found = torch.fft.ifft2(phases / phases.abs() * torch.fft.fft2(v.double().cpu()).abs()).real
-    found = found if place is None else found * place.double().cpu()
-    size = [a.flatten(1).norm(dim=1).view(-1, 1, 1, 1) for a in (v.double().cpu(), found)]
-    return (found * size[0] / size[1]).to(v)

@@ -91,3 +91,34 @@ def spectral_density(V: Tensor) -> tuple[Tensor, Tensor]:
     out = torch.zeros(len(V), V.shape[2] // 2 + 1, dtype=torch.float64)
     out.index_add_(1, ring.flatten(), power.flatten(1).cpu())
     return torch.arange(out.shape[1]), out / out.sum(1, keepdim=True)
+
+
+def as_smooth(V: Tensor, seed: int, place: Tensor | None = None) -> Tensor:
+    """Random pictures as smooth as V, the control of a direction that is smooth.
+
+    Every frequency keeps its power and what its channels have in common; its phase is drawn.
+
+    Args:
+        V: pictures (k, C, H, W).
+        seed: of the phases.
+        place: brightness of the place (H, W), by which the random ones are then multiplied, so that
+            they are also where V is; that blurs the spectrum a little.
+
+    Returns: (k, C, H, W), each as long as its own of V.
+    Raises ValueError for another shape.
+    Cost: no pass.
+
+    >>> V = torch.ones(1, 3, 4, 4)  # frequency 0 alone
+    >>> torch.allclose(mk.linear.spectrum.as_smooth(V, seed=0).abs(), V)
+    True
+    """
+    if V.ndim != 4:
+        raise ValueError(f"pictures are (k, C, H, W), got {tuple(V.shape)}")
+    F = torch.fft.fft2(V.double().cpu())
+    draw = torch.Generator().manual_seed(seed)
+    g = torch.fft.fft2(torch.randn(F[:, :1].shape, generator=draw, dtype=torch.float64))
+    turn = torch.where(F[:, :1] == 0, 1, torch.polar(torch.ones_like(g.real), -F[:, :1].angle()))
+    found = torch.fft.ifft2(F * turn * g / g.abs()).real
+    found = found if place is None else found * place.double().cpu()
+    size = [a.flatten(1).norm(dim=1).view(-1, 1, 1, 1) for a in (V.double().cpu(), found)]
+    return (found * size[0] / size[1]).to(V)

@@ -98,10 +98,11 @@ class Photo:
     def images(self, direction: int, strengths: Sequence[float]) -> Tensor:
         """The model's pictures (B, C, H, W) in [-1, 1], moved along a direction by each strength.
 
-        direction: 1 ... k, or 0 for a random one, the control. strengths: |x_t' - x_t| / |x_t|.
+        direction: 1 ... k, or 0 for a random one as smooth as the first, the control. strengths:
+        |x_t' - x_t| / |x_t|.
         """
         i = integer(direction, "direction", 0, len(self.V))
-        v = self.V[i - 1] if i else self.study.random()[0]
+        v = self.V[i - 1] if i else self.study.smooth(self.V[0])
         moved = [self.study.moved(self.t, v, [number(s, "strength", -2, 2)]) for s in strengths]
         return torch.cat([self.study.finish(x, self.t) for x in moved])
 

@@ -89,10 +89,12 @@ def directions(study: Study) -> Iterator[Piece]:
 def traversals(study: Study) -> Iterator[Piece]:
     """The subject moved along each direction, with |x_t| kept, at each time.
 
-    The numbers are |x_t' - x_t| / |x_t|; the last line, a random direction, is the control."""
+    The numbers are |x_t' - x_t| / |x_t|; the last line, a random direction as smooth as the first,
+    is the control."""
     for t in study.times:
         for name, label in NAMES.items():
-            V = torch.cat([study.basis(name, t).V, study.random()])
+            V = study.basis(name, t).V
+            V = torch.cat([V, study.smooth(V[0])[None]])
             y = torch.cat([study.finish(study.moved(t, v, study.ladder), t) for v in V])
             rows = [*(f"$v_{i + 1}$" for i in range(len(V) - 1)), "random"]
             labels = [f"{row} {a:+.2f}" for row in rows for a in study.ladder]
@@ -101,7 +103,8 @@ def traversals(study: Study) -> Iterator[Piece]:
 
 
 def edits(study: Study) -> Iterator[Piece]:
-    """One direction and one length, every way of the papers to use it, and a random direction.
+    """One direction and one length, every way of the papers to use it, and a random direction as
+    smooth.
 
     boosted: the plain move, then noise added at each step below a third of t. injected: h moved at
     every step instead of x_t once, by this share of |h|."""
@@ -115,7 +118,7 @@ def edits(study: Study) -> Iterator[Piece]:
 
     ways: dict[str, Callable[[float], tuple[Tensor, dict[str, Any]]]] = {
         "plain": lambda s: (plain(s), {}),
-        "random": lambda s: (plain(s, study.random()[0]), {}),
+        "random": lambda s: (plain(s, study.smooth(v)), {}),
         "guided": lambda s: (guide(p, x, t, v, s, 4)[-1], {}),
         "normalised": lambda s: (normalise(p, plain(s), t, x), {}),
         "shooting": lambda s: (geodesic(f, x, v, s, 4, study.settings.k)[-1], {}),
@@ -151,18 +154,19 @@ def edits(study: Study) -> Iterator[Piece]:
 def region(study: Study) -> Iterator[Piece]:
     """Directions that change one part of the picture, and the rest as little as can be.
 
-    masked: the first direction of the posterior mean's part in the region. projected: less what
-    the rest feels most."""
+    unmasked: the posterior mean's first direction. masked: the first of its part in the region.
+    projected: less what the rest feels most. random: as smooth as the masked one."""
     p, t, s = study.p, study.middle, study.settings
     x, w = study.subject(t), study.region
     J = jacobian(posterior_mean(p, t), x)
     with any_of_equals():
-        v = svd(mask(w) @ J, 1, s.tol, s.seed).V
+        whole, v = (svd(A, 1, s.tol, s.seed).V for A in (J, mask(w) @ J))
         N = svd(mask(1 - w) @ J, s.k, s.tol, s.seed).V
     ways = {
+        "unmasked": whole,
         "masked": v,
         f"masked, projected off {s.k}": project_out(v, N),
-        "random": study.random(),
+        "random": study.smooth(v[0])[None],
     }
     lines, images, labels = [], [], []
     for name, v in ways.items():

@@ -18,6 +18,7 @@ from mathkit.diffusion.load import load_model
 from mathkit.diffusion.networks import UNetModel
 from mathkit.diffusion.sampling import finished, invert, start
 from mathkit.linear.jacobian import jacobian
+from mathkit.linear.spectrum import as_smooth
 from mathkit.linear.svd import svd
 from mathkit.linear.triplets import SVD, any_of_equals
 from mathkit.tools import atlas
@@ -194,9 +195,13 @@ class Study:
         return max(2, round(self.settings.steps * (t + 1) / (self.p.top + 1)))
 
     def random(self, count: int = 1) -> Tensor:
-        """Unit directions (count, *shape) that know nothing."""
+        """Unit directions (count, *shape) that know nothing: white noise."""
         v = start(self.p, self.settings.seed + 1, range(count))
         return v / v.flatten(1).norm(dim=1).view(-1, *[1] * (v.ndim - 1))
+
+    def smooth(self, v: Tensor, seed: int = 0) -> Tensor:
+        """A random direction as long and as smooth as v (*shape), which white noise is not."""
+        return as_smooth(v[None], self.settings.seed + 1 + seed)[0]
 
     def moved(self, t: int, v: Tensor, strengths: Sequence[float]) -> Tensor:
         """The subject's x_t, moved along v (*shape) by each strength."""
