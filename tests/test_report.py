@@ -247,7 +247,7 @@ def test_no_direction_moves_the_region_more_than_the_masked_one(small: Study) ->
     (table,) = tables(experiments.region(small))
     inside = {line[0].partition(",")[0]: line[1] for line in table.lines}
     assert inside["masked"] == max(inside.values())
-    assert [line[0] for line in table.lines][::3] == ["unmasked", "random"]
+    assert [line[0] for line in table.lines][::3] == ["no mask", "random"]
     (_, _, masked_rest, _), (name, _, rest, _) = table.lines[1:3]
     assert name == "masked, projected off 3" and rest < masked_rest
 

@@ -154,7 +154,7 @@ def edits(study: Study) -> Iterator[Piece]:
 def region(study: Study) -> Iterator[Piece]:
     """Directions that change one part of the picture, and the rest as little as can be.
 
-    unmasked: the posterior mean's first direction. masked: the first of its part in the region.
+    no mask: the posterior mean's first direction. masked: the first of its part in the region.
     projected: less what the rest feels most. random: as smooth as the masked one."""
     p, t, s = study.p, study.middle, study.settings
     x, w = study.subject(t), study.region
@@ -163,7 +163,7 @@ def region(study: Study) -> Iterator[Piece]:
         whole, v = (svd(A, 1, s.tol, s.seed).V for A in (J, mask(w) @ J))
         N = svd(mask(1 - w) @ J, s.k, s.tol, s.seed).V
     ways = {
-        "unmasked": whole,
+        "no mask": whole,
         "masked": v,
         f"masked, projected off {s.k}": project_out(v, N),
         "random": study.smooth(v[0])[None],
