@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mathkit.chapters import superposition as sp
+from mathkit.chapters import dictionaries
+from mathkit.chapters.superposition import Features
 from mathkit.diffusion.encoder import encoder
 from mathkit.diffusion.model import Model
 from mathkit.diffusion.sampling import noised
@@ -29,23 +30,23 @@ def places(p: Model, frames: int = FRAMES) -> tuple[Tensor, Tensor]:
 
 def count(X: Tensor, steps: int = 600) -> tuple[int, Tensor, Tensor]:
     """The entries that two dictionaries of whitened X agree on, the first of them, its codes."""
-    D, codes = sp.dictionary(sp.whitened(X), steps=steps, seed=1)
-    other = sp.dictionary(sp.whitened(X), steps=steps, seed=2)[0]
-    return sp.agreed(D, codes, other), D, codes
+    D, codes = dictionaries.dictionary(dictionaries.whitened(X), steps=steps, seed=1)
+    other = dictionaries.dictionary(dictionaries.whitened(X), steps=steps, seed=2)[0]
+    return dictionaries.agreed(D, codes, other), D, codes
 
 
 def crowd_row(n: int, share: float, seed: int) -> dict[str, float]:
     """One planted world, as many vectors as ALICE gives; found: planted directions in the
     dictionary."""
-    X, f = sp.crowd(n, share, 64 * FRAMES, 128, seed=seed)
+    X, f = dictionaries.crowd(n, share, 64 * FRAMES, 128, seed=seed)
     agreed, D, _ = count(X)
     return {"n": n, "share": share, "seed": seed, "agreed": agreed, "found": held(D, f)}
 
 
 def found(n: int, share: float, seed: int) -> int:
     """`found` of the row above, at half its cost: by one dictionary alone."""
-    X, f = sp.crowd(n, share, 64 * FRAMES, 128, seed=seed)
-    return held(sp.dictionary(sp.whitened(X), seed=1)[0], f)
+    X, f = dictionaries.crowd(n, share, 64 * FRAMES, 128, seed=seed)
+    return held(dictionaries.dictionary(dictionaries.whitened(X), seed=1)[0], f)
 
 
 def held(D: Tensor, f: Tensor) -> int:
@@ -56,7 +57,7 @@ def held(D: Tensor, f: Tensor) -> int:
 def named(n: int, Y: Tensor, random: torch.Generator) -> Tensor:
     """A pooled h in which n features are planted at random directions: the first have the values Y
     (B, j), the others are rare; each of variance 1. (B, 128)."""
-    x = sp.Features(torch.full((1, n), 0.1)).draw(len(Y), random)[0].T
+    x = Features(torch.full((1, n), 0.1)).draw(len(Y), random)[0].T
     x[:, : Y.shape[1]] = Y
     f = torch.nn.functional.normalize(torch.randn(n, 128, generator=random), dim=1)
     return (x - x.mean(0)) / x.std(0) @ f

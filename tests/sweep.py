@@ -18,7 +18,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 FILES = (
     "linear_map jacobian tape svd lockstep subspaces metric diffusion encoder model eigenfaces "
-    "reader analysis puppets scores superposition standins"
+    "reader analysis puppets scores superposition dictionaries standins"
 ).split()
 OLD = {"MKL_ENABLE_INSTRUCTIONS": "SSE4_2", "ONEDNN_MAX_CPU_ISA": "SSE41"}
 PROCESSORS = {
