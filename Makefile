@@ -76,7 +76,8 @@ test: check
 	$(PYTEST) -m "(notebook or browser) and not slow"
 
 test-full: check
-	$(PYTEST) -m "long or patient or notebook or browser or slow"
+	$(PYTEST) -n logical --maxprocesses 4 -m "(long or patient or slow) and not (notebook or browser)"
+	$(PYTEST) -m "notebook or browser"
 	$(PY) tests/sweep.py
 
 bench: $(BOOK)

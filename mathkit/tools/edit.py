@@ -33,7 +33,7 @@ from mathkit.linear.subspaces import project_out
 from mathkit.linear.svd import svd
 from mathkit.linear.triplets import any_of_equals
 from mathkit.tools import report
-from mathkit.tools.subject import Settings, Study, opened
+from mathkit.tools.subject import Settings, Study, as_tensor, opened
 
 SETTINGS, FOUND, SHEET = "edit.json", "directions.safetensors", "directions.png"
 SHEET_LIMIT = 4_000_000  # bytes
@@ -121,7 +121,7 @@ class Photo:
         photo = opened(str(self.study.settings.image), channels)
         photo = photo.convert("L" if channels == 1 else "RGB")
         box = _central(photo.size, (moved.shape[3], moved.shape[2]))
-        pixels = _pixels(photo.crop(box))
+        pixels = as_tensor(photo.crop(box))
         moved, change, size = (_enlarged(x, pixels) for x in (moved, change, _much(change)))
         pixels = pixels + change
         pixels = pixels + size.clamp(0, 1) * (moved - pixels)
@@ -161,13 +161,6 @@ def _central(size: tuple[int, int], shape: tuple[int, int]) -> tuple[int, int, i
     return left, top, left + w, top + h
 
 
-def _pixels(image: Image.Image) -> Tensor:
-    import numpy as np
-
-    flat = torch.from_numpy(np.array(image, dtype=np.float32)) / 127.5 - 1
-    return flat.reshape(image.height, image.width, -1).permute(2, 0, 1)[None]
-
-
 def _enlarged(x: Tensor, like: Tensor) -> Tensor:
     return torch.nn.functional.interpolate(x, like.shape[2:], mode="bicubic", antialias=True)
 
@@ -180,7 +173,7 @@ def _much(change: Tensor) -> Tensor:
 
 
 def _picture(x: Tensor) -> Image.Image:
-    pixels = ((x[0].clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+    pixels = style.pixels(x[0])
     return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
 
 

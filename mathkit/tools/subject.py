@@ -247,16 +247,21 @@ def read_image(path: str | Path, p: UNetModel) -> Tensor:
     and ValueError for a file that is no picture, numbers beyond those or a model of other than 1 or
     3 channels.
     """
-    import numpy as np
     from PIL import Image, ImageOps
 
     channels, high, wide = p.image_shape
     if channels not in (1, 3):
         raise ValueError(f"pictures have 1 or 3 channels, the model's {channels}: give no image")
     fitted = ImageOps.fit(opened(path, channels), (wide, high), Image.Resampling.LANCZOS)
-    pixels = torch.from_numpy(np.array(fitted, dtype=np.float32)).reshape(high, wide, -1)
-    pixels = pixels.clamp(0, 255).expand(-1, -1, channels)
-    return (pixels / 127.5 - 1).permute(2, 0, 1)[None].contiguous().to(p.device)
+    return as_tensor(fitted).clamp(-1, 1).expand(1, channels, high, wide).contiguous().to(p.device)
+
+
+def as_tensor(image: Any) -> Tensor:
+    """A Pillow image of numbers in [0, 255] as (1, C, H, W) in [-1, 1]."""
+    import numpy as np
+
+    pixels = torch.from_numpy(np.array(image, dtype=np.float32)) / 127.5 - 1
+    return pixels.reshape(image.height, image.width, -1).permute(2, 0, 1)[None]
 
 
 def opened(path: str | Path, channels: int) -> Any:
