@@ -59,7 +59,8 @@ def test_planes_part_the_bytes_of_numbers():
 def test_packed_weights_are_the_bytes_of_the_file():
     raw = pack.weights(pack.READER)[:4096]
     part = pack.packed(raw, halves=True)
-    assert gzip.decompress(unpacked(part["text"], part["size"])) == pack.planes(raw)
+    small = unpacked(part["text"], 7 * len(part["text"]) // 8)
+    assert gzip.decompress(small) == pack.planes(raw) and part["length"] == len(raw)
 
 
 def test_nothing_in_a_page_ends_its_script():
