@@ -269,7 +269,7 @@ function offer(V, S = [], residuals = []) {
   while (tiles.length < V.length) box.append(tile(tiles.length + 1));
   V.forEach((v, i) => {
     paintSigned(tiles[i].querySelector("canvas"), v);
-    tiles[i].querySelector("small").textContent = `s = ${S[i].toFixed(2)}\n\u00b1 ${short(residuals[i])}`;
+    tiles[i].querySelector("small").textContent = `s = ${S[i].toFixed(2)} \u00b1 ${short(residuals[i])}`;
   });
   others(V.length);
 }
