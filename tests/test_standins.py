@@ -615,10 +615,20 @@ def lose(key: str) -> Callable[[Path], object]:
     return change
 
 
+def without_words(name: str) -> Callable[[Path], object]:
+    def change(place: Path) -> None:
+        for file in ("tokenizer.json", name):
+            (place / "tokenizer" / file).unlink()
+
+    return change
+
+
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "no VAE": (remove("vae"), "no vae/config.json"),
     "no text encoder": (remove("text_encoder"), "no text_encoder/config.json"),
     "no tokenizer": (remove("tokenizer"), "holds no tokenizer/"),
+    "no words": (without_words("vocab.json"), "without its words a text model reads all texts"),
+    "no merged words": (without_words("merges.txt"), "nor vocab.json with merges.txt"),
     "no VAE weights": (lambda f: (f / "vae" / SAFE).unlink(), "vae holds no diffusion_pytorch"),
     "another VAE": (rewrite("vae/config.json", _class_name="VQModel"), "VQModel: mathkit reads"),
     "another encoder": (rewrite("text_encoder/config.json", architectures=["T5EncoderModel"]),
@@ -637,6 +647,14 @@ def test_text_repositories_of_another_kind_are_refused(case: str, folder: Path) 
     change, message = BAD[case]
     change(folder)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
+        mk.load_model(folder)
+
+
+@pytest.mark.parametrize("diffusion", ["epsilon"], indirect=True)
+@pytest.mark.parametrize("name", ["tokenizer.json", "vocab.json", "merges.txt"])
+def test_words_that_are_a_pointer_of_git_lfs_are_named(folder: Path, name: str) -> None:
+    (folder / "tokenizer" / name).write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(ValueError, match=f"tokenizer/{name} is a pointer of git-lfs"):
         mk.load_model(folder)
 
 
