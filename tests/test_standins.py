@@ -659,6 +659,24 @@ def test_words_that_are_a_pointer_of_git_lfs_are_named(folder: Path, name: str) 
 
 
 @pytest.mark.parametrize("diffusion", ["epsilon"], indirect=True)
+def test_a_text_models_network_alone_is_told_to_join_a_pipeline(folder: Path) -> None:
+    """As a training leaves it, checkpoint-N/unet_ema; what is told is done."""
+    from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+
+    ema, scheduler = folder.parent / "checkpoint-500/unet_ema", folder / "scheduler"
+    for place in (ema, ema.parent / "unet"):
+        shutil.copytree(folder / "unet", place)
+    for place in (ema, ema.parent):
+        with pytest.raises(FileNotFoundError, match=r"network alone\. Make a pipeline"):
+            mk.load_model(place, scheduler=scheduler)
+    network = UNet2DConditionModel.from_pretrained(ema)
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, unet=network, safety_checker=None)
+    x = torch.randn(1, 4, 8, 8)
+    ours = mk.load_model(pipeline).noise(x, 600)
+    assert torch.allclose(ours, mk.load_model(folder).noise(x, 600), atol=1e-5)
+
+
+@pytest.mark.parametrize("diffusion", ["epsilon"], indirect=True)
 def test_a_prompt_that_is_too_long_is_refused(diffusion: Any) -> None:
     p = mk.load_model(diffusion[0])
     p.prompted("man " * 14)

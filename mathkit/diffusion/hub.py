@@ -266,8 +266,9 @@ def _configs(
     index, needed = read_json(file) if file.is_file() else {}, parts_of(kind, told)
     if kind == "UNet2DModel" and any((folder / p).is_dir() or p in index for p in LATENT):
         raise ValueError(f"{folder} is a latent model without text, which mathkit does not read")
+    alone = not any((folder / part).is_dir() for part in needed)
     for part, wanted in needed.items():
-        config = _config(folder, [folder / part / "config.json"])
+        config = _config(folder, [folder / part / "config.json"], ALONE if alone else "")
         found = config.get("_class_name") or (config.get("architectures") or ["?"])[0]
         if found != wanted:
             raise ValueError(f"{folder / part} is a {found}: mathkit reads {wanted}")
@@ -276,6 +277,10 @@ def _configs(
 
 
 LATENT = ("vae", "vqvae")
+ALONE = (
+    ": a latent model's network alone. Make a pipeline of it and of the model it was trained from, "
+    "as StableDiffusionPipeline.from_pretrained(MODEL, unet=network), and give mk.load_model that"
+)
 
 
 def _class(config: dict[str, Any]) -> str:
