@@ -615,10 +615,20 @@ def lose(key: str) -> Callable[[Path], object]:
     return change
 
 
+def without_words(name: str) -> Callable[[Path], object]:
+    def change(place: Path) -> None:
+        for file in ("tokenizer.json", name):
+            (place / "tokenizer" / file).unlink()
+
+    return change
+
+
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "no VAE": (remove("vae"), "no vae/config.json"),
     "no text encoder": (remove("text_encoder"), "no text_encoder/config.json"),
     "no tokenizer": (remove("tokenizer"), "holds no tokenizer/"),
+    "no words": (without_words("vocab.json"), "without its words a text model reads all texts"),
+    "no merged words": (without_words("merges.txt"), "nor vocab.json with merges.txt"),
     "no VAE weights": (lambda f: (f / "vae" / SAFE).unlink(), "vae holds no diffusion_pytorch"),
     "another VAE": (rewrite("vae/config.json", _class_name="VQModel"), "VQModel: mathkit reads"),
     "another encoder": (rewrite("text_encoder/config.json", architectures=["T5EncoderModel"]),
@@ -638,6 +648,32 @@ def test_text_repositories_of_another_kind_are_refused(case: str, folder: Path) 
     change(folder)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         mk.load_model(folder)
+
+
+@pytest.mark.parametrize("diffusion", ["epsilon"], indirect=True)
+@pytest.mark.parametrize("name", ["tokenizer.json", "vocab.json", "merges.txt"])
+def test_words_that_are_a_pointer_of_git_lfs_are_named(folder: Path, name: str) -> None:
+    (folder / "tokenizer" / name).write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(ValueError, match=f"tokenizer/{name} is a pointer of git-lfs"):
+        mk.load_model(folder)
+
+
+@pytest.mark.parametrize("diffusion", ["epsilon"], indirect=True)
+def test_a_text_models_network_alone_is_told_to_join_a_pipeline(folder: Path) -> None:
+    """As a training leaves it, checkpoint-N/unet_ema; what is told is done."""
+    from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+
+    ema, scheduler = folder.parent / "checkpoint-500/unet_ema", folder / "scheduler"
+    for place in (ema, ema.parent / "unet"):
+        shutil.copytree(folder / "unet", place)
+    for place in (ema, ema.parent):
+        with pytest.raises(FileNotFoundError, match=r"network alone\. Make a pipeline"):
+            mk.load_model(place, scheduler=scheduler)
+    network = UNet2DConditionModel.from_pretrained(ema)
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, unet=network, safety_checker=None)
+    x = torch.randn(1, 4, 8, 8)
+    ours = mk.load_model(pipeline).noise(x, 600)
+    assert torch.allclose(ours, mk.load_model(folder).noise(x, 600), atol=1e-5)
 
 
 @pytest.mark.parametrize("diffusion", ["epsilon"], indirect=True)

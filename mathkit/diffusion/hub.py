@@ -266,8 +266,9 @@ def _configs(
     index, needed = read_json(file) if file.is_file() else {}, parts_of(kind, told)
     if kind == "UNet2DModel" and any((folder / p).is_dir() or p in index for p in LATENT):
         raise ValueError(f"{folder} is a latent model without text, which mathkit does not read")
+    alone = not any((folder / part).is_dir() for part in needed)
     for part, wanted in needed.items():
-        config = _config(folder, [folder / part / "config.json"])
+        config = _config(folder, [folder / part / "config.json"], ALONE if alone else "")
         found = config.get("_class_name") or (config.get("architectures") or ["?"])[0]
         if found != wanted:
             raise ValueError(f"{folder / part} is a {found}: mathkit reads {wanted}")
@@ -276,6 +277,10 @@ def _configs(
 
 
 LATENT = ("vae", "vqvae")
+ALONE = (
+    ": a latent model's network alone. Make a pipeline of it and of the model it was trained from, "
+    "as StableDiffusionPipeline.from_pretrained(MODEL, unet=network), and give mk.load_model that"
+)
 
 
 def _class(config: dict[str, Any]) -> str:
@@ -296,10 +301,28 @@ def _check_pipeline(folder: Path, index: dict[str, Any], needed: dict[str, str])
         )
     for part in needed:
         words = part.replace("text_encoder", "tokenizer")
-        if words != part and not (folder / words).is_dir():
-            raise FileNotFoundError(f"{folder} holds no {words}/, which a text model needs")
+        if words != part:
+            _check_words(folder, words)
     if "text_encoder" in needed:
         import_transformers()  # if it is missing, say so before weights are fetched
+
+
+def _check_words(folder: Path, part: str) -> None:
+    """Raises where a tokenizer lacks its vocabulary: transformers would make an empty one of it,
+    to which all texts are one."""
+    place = folder / part
+    if not place.is_dir():
+        raise FileNotFoundError(f"{folder} holds no {part}/, which a text model needs")
+    files = [place / name for name in ("tokenizer.json", "vocab.json", "merges.txt")]
+    there = [file.is_file() for file in files]
+    if not (there[0] or all(there[1:])):
+        raise FileNotFoundError(
+            f"{place} holds no tokenizer.json, nor vocab.json with merges.txt: without its words a "
+            "text model reads all texts alike; fetch the folder again"
+        )
+    for file, found in zip(files, there, strict=True):
+        if found:
+            data.check_pointer(file)
 
 
 def _config(folder: Path, places: list[Path], cure: str = "") -> dict[str, Any]:
