@@ -31,6 +31,7 @@ from studies.runner import TEST_FROM, job, publish
 AMENDMENT = "second_amendment.json"
 START = 999  # the top of the sampling grid
 LOT = 20  # cases treated at a time
+COUNT = 100  # of the ill, and of the healthy, of the trial
 STREAM = 100  # a draw's random numbers of (seed, index) begin at a multiple of it
 
 
@@ -202,7 +203,7 @@ def run(name: str) -> None:
     """One table: the test samples of the trial, the ill or the healthy, treated by every row."""
     chosen, more = trial.protocol(), amendment()
     ward = trial.Ward(chosen["limit"], {})
-    index = data.stored("trial" if name == "baselines" else "trial_healthy")["index"]
+    index = data.stored("trial" if name == "baselines" else "trial_healthy")["index"][:COUNT]
     rows = [Baseline(**row) for row in more["rows"]]
     lots = [index[i : i + LOT] for i in range(0, len(index), LOT)]
     work = functools.partial(_lot, ward, chosen, rows)

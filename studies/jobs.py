@@ -276,8 +276,8 @@ JOBS: dict[str, tuple[Callable[[], None], int]] = {
     "always": (run_always, 20),
     "second_amendment": (baselines.write_amendment, 5),
     **{n: (functools.partial(baselines.run, n), 30) for n in ("baselines", "baselines_healthy")},
-    "conditions": (conditions.run_conditions, 60),
-    "degree": (conditions.run_degree, 15),
+    "conditions": (conditions.run_conditions, 40),
+    "degree": (conditions.run_degree, 10),
     **SURVEYS,
     "galaxies": (survey_galaxies, 10),
 }

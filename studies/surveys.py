@@ -24,6 +24,7 @@ from mathkit.linear.jacobian import jacobian
 from mathkit.linear.linear_map import LinearMap
 from mathkit.linear.subspaces import carry, distance, matched_average
 from mathkit.linear.svd import svd
+from mathkit.linear.triplets import any_of_equals
 from mathkit.scores import rounded
 from mathkit.show import puppets
 from mathkit.show.posterior import Posterior
@@ -37,6 +38,7 @@ from studies.trial import digest, protocol
 
 TIMES = (900, 800, 700, 600, 500, 400, 300, 200, 100)
 K = 10  # directions of every subspace figure
+STEPS = (0.01, 0.04)  # shares of |x_t| at which the posterior mean is compared with its derivative
 FRAMES, PAIRED = 10, 8  # frames of the show a time; frames whose subspaces are compared
 PATHS, SEGMENTS, PATH_TIMES = 6, 12, (957, 500)
 EFFECT_TIMES, EFFECT_SAMPLES, SOURCES, GLOBAL = (874, 500), 8, 10, 6
@@ -287,10 +289,45 @@ def survey_manifold() -> None:
     publish("manifold", head | {"rows": [a["rows"] for a in answers]}, answers)
 
 
+def bend_row(p: Model, frame: int, t: int) -> dict[str, Any]:
+    """How far the posterior mean E leaves its derivative: |E(x + d) - E(x) - J d| / |J d|.
+
+    d is of the lengths STEPS |x_t|, along the first direction of J ("first"), along a random one as
+    smooth ("smooth"), and along white noise ("snow").
+    """
+    _, x = noised_frame(p, frame, t)
+    J, E = the_map(p, "mean", x, t), sampling.posterior_mean(p, t)
+    with any_of_equals():
+        v = svd(J, 1).V
+    draw = torch.Generator().manual_seed(frame)
+    ways = {"first": v, "smooth": spectrum.as_smooth(v, frame)}
+    ways["snow"] = torch.randn(v.shape, generator=draw).to(v)
+    row: dict[str, Any] = {"frame": frame, "t": t}
+    with torch.no_grad():
+        here = E(x)
+        for name, w in ways.items():
+            steps = [s * x.norm() * w / w.norm() for s in STEPS]
+            promised = [J.push(d) for d in steps]
+            missed = [E(x + d) - here - y for d, y in zip(steps, promised, strict=True)]
+            shares = [float(m.norm() / y.norm()) for m, y in zip(missed, promised, strict=True)]
+            row[name] = rounded(shares, 4)
+    return row
+
+
+def survey_bends() -> None:
+    """How nearly linear the posterior mean is around x_t, over t."""
+    p = load_model("alice")
+    points = [(frame, t) for t in TIMES for frame in range(FRAMES)]
+    answers = job("bends", points, lambda at: bend_row(p, *at), ("alice",))
+    head = {"steps": list(STEPS), "frames": FRAMES, "times": list(TIMES)}
+    publish("bends", head | {"rows": [a["rows"] for a in answers]}, answers, ("alice",))
+
+
 SURVEYS = {
     "tangent": (survey_tangents, 20),
     "turning": (survey_turning, 20),
     "paths": (survey_paths, 15),
     "effects": (survey_effects, 10),
     "manifold": (survey_manifold, 5),
+    "bends": (survey_bends, 8),
 }

@@ -211,3 +211,20 @@ def test_the_noised_frame_is_one_of_the_show_and_its_noise_its_own(p):
     assert not torch.equal(noise, surveys.noised_frame(p, 5, 500)[1])
     with pytest.raises(ValueError, match="expected a map of"):
         surveys.the_map(p, "eps", x, 500)
+
+
+def test_a_linear_posterior_mean_does_not_bend_and_a_bent_one_by_its_second_order(monkeypatch):
+    p = mk.diffusion.gaussian.GaussianModel(torch.zeros(3, 4, 4), torch.arange(1.0, 49).diag())
+    x = torch.arange(1.0, 49).reshape(1, 3, 4, 4) / 48
+    monkeypatch.setattr(surveys, "noised_frame", lambda p, frame, t: (None, x))
+    straight = surveys.bend_row(p, 0, 500)
+    assert max(max(straight[way]) for way in ("first", "smooth", "snow")) < 1e-4
+
+    monkeypatch.setattr(surveys.sampling, "posterior_mean", lambda p, t: lambda y: y.square())
+    monkeypatch.setattr(surveys, "the_map", lambda p, name, y, t: mk.jacobian(lambda z: z**2, y))
+    bent = surveys.bend_row(p, 0, 500)  # d^2 where 2 x d was promised
+    step = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    step = surveys.STEPS[1] * x.norm() * step / step.norm()
+    expected = float(step.square().norm() / (2 * x * step).norm())
+    assert bent["snow"][1] == pytest.approx(expected, abs=2e-4)
+    assert bent["snow"][0] == pytest.approx(expected / 4, abs=2e-4)
