@@ -67,12 +67,17 @@ GRID = (0.01, 0.03, 0.1, 0.2, 0.4, 0.8)  # strengths of guidance tried on develo
 
 
 def treated(
-    p: Model, cases: Cases, row: Baseline, average: Tensor, path: Mapping[int, Tensor]
+    p: Model,
+    cases: Cases,
+    row: Baseline,
+    average: Tensor,
+    path: Mapping[int, Tensor],
+    drawn: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The pictures (B, 3, H, W) in [-1, 1] that `row` makes, and how many draws each took, (B,).
 
     A picture is drawn again where he is seen in it, as often as the row allows. path: `path_of`
-    the cases.
+    the cases. drawn: the first draw of the row, where another has made it.
     """
     draws = torch.ones(len(cases), dtype=torch.int64)
     if row.kind == "untreated":
@@ -80,7 +85,8 @@ def treated(
     if row.kind == "guided":
         return guided(p, cases, average, row.since, row.strength), draws
     paste = average if row.kind == "pasted" else None
-    images = held(p, cases, path, row.since, 0, paste)
+    first = held(p, cases, path, row.since, 0, paste) if drawn is None else drawn
+    images = first.clone()
     for look in range(1, row.looks):
         ill = treatment.read_stranger(images)
         if not ill.any():
@@ -92,8 +98,15 @@ def treated(
 
 
 def path_of(p: Model, cases: Cases) -> dict[int, Tensor]:
-    """The untreated x_t of the cases at every time of the sampling grid, and at -1 the picture."""
-    return dict(walk(p, start(p, cases.seed, cases.index), treatment.grid(p, START)))
+    """The untreated x_t of the cases at every time of the sampling grid, and at -1 the picture.
+
+    The cases keep them, as `treatment.at` does.
+    """
+    path = dict(walk(p, start(p, cases.seed, cases.index), treatment.grid(p, START)))
+    for t in treatment.grid(p, START):
+        at_t = dataclasses.replace(cases, t=t, steps=None, xt=path[t])
+        cases.known.setdefault(t, at_t)
+    return path
 
 
 def _some(path: Mapping[int, Tensor], rows: Tensor) -> dict[int, Tensor]:
@@ -117,14 +130,14 @@ def held(
     inside = cases.region[:, None].bool()
     streams = count(STREAM * (1 + draw))
     noise = (start(p, cases.seed, cases.index, stream) for stream in streams)
-    s, n = abar(p, since) ** 0.5, (1 - abar(p, since)) ** 0.5
+    s, n = p.levels.pair(since)
     fresh = next(noise)
     new = fresh if paste is None else s * paste.to(fresh) + n * fresh
     x = torch.where(inside, new, path[since])
     with torch.no_grad():
         for now, then in pairwise([*treatment.grid(p, since), -1]):
             eps = p.chunked(x, lambda part, _, t=now: p.noise(part, t))  # type: ignore[misc]
-            x = ddim_step(x, eps, abar(p, now), abar(p, then), 1.0, next(noise))
+            x = ddim_step(x, eps, p.levels.pair(now), p.levels.pair(then), 1.0, next(noise))
             x = torch.where(inside, x, path[then])
     return x.clamp(-1, 1)
 
@@ -149,12 +162,8 @@ def _guided(p: Model, case: Cases, average: Tensor, since: int, strength: float)
             mean = p.clean(x, now)
             r = case.region[:, None] * (average.to(x) - mean)
             step = J.pull(r / r.norm())
-            x = ddim_step(x, eps, abar(p, now), abar(p, then)) + strength * step
+            x = ddim_step(x, eps, p.levels.pair(now), p.levels.pair(then)) + strength * step
     return x.clamp(-1, 1)
-
-
-def abar(p: Model, t: int) -> float:
-    return float(p.alphas_cumprod[t]) if t >= 0 else 1.0
 
 
 def write_amendment() -> None:
@@ -222,8 +231,11 @@ def _lot(
 ) -> list[dict[str, Any]]:
     cases = treatment.admit(ward.p, TEST_FROM, index, EDIT_TIME)
     records, path = [], path_of(ward.p, cases)
+    once: Tensor | None = None
     for row in rows:
-        images, draws = treated(ward.p, cases, row, ward.average, path)
+        drawn = once if row.kind == "redrawn" else None
+        images, draws = treated(ward.p, cases, row, ward.average, path, drawn)
+        once = images if (row.kind, row.looks) == ("redrawn", 1) else once
         marks = treatment.judge(cases, images, chosen["limit"], chosen["unrelated"])
         head = {"row": row.name, "strength": row.strength}
         records += [

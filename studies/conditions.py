@@ -22,7 +22,7 @@ from mathkit.chapters.treatment import Cases
 from mathkit.diffusion.model import Model
 from mathkit.scores import side_effect
 from mathkit.show import puppets
-from mathkit.show.reader import fit_factors, read_factors, reader
+from mathkit.show.reader import fit_factors, read_factors
 from studies import baselines, methods, trial
 from studies.baselines import Baseline
 from studies.methods import Row
@@ -61,10 +61,9 @@ def told(region: Tensor) -> dict[str, Tensor]:
 def believing(case: Cases, region: Tensor) -> Cases:
     """The case, at every time known of it, as somebody sees it who believes in `region`."""
     known = {t: dataclasses.replace(c, region=region, known={}) for t, c in case.known.items()}
-    new = dataclasses.replace(case, region=region, known=known)
-    for one in (new, *known.values()):
+    for one in known.values():
         one.known = known
-    return new
+    return dataclasses.replace(case, region=region, known=known)
 
 
 def course_row(whole: bool) -> Row:
@@ -92,8 +91,6 @@ def _patient(
 ) -> list[dict[str, Any]]:
     p, records = ward.p, []
     case = treatment.admit(p, TEST_FROM, [i], EDIT_TIME)
-    for t in (ADDED[0].t, *ADDED[0].after):
-        treatment.at(p, case, t)  # type: ignore[arg-type]
     path = baselines.path_of(p, case)
     seen = round(float(puppets.stranger_mask(case.q).sum()))
 
@@ -168,9 +165,6 @@ def dial_step(p: Model, case: Cases, j: int, by: float) -> Tensor:
     With w the dial's gradient in the region: by v / <w, J v> along v = J^T w. One pull, one push.
     """
     J = treatment.mean_map(p, case)
-    with torch.enable_grad():
-        guess = p.clean(case.xt, case.t).detach().requires_grad_(True)
-        (slope,) = torch.autograd.grad(reader(str(guess.device))(guess)[:, j].sum(), guess)
-    w = treatment.inside(case).push(slope)
+    w = treatment.inside(case).push(methods.read_slope(p, case, j))
     v = J.pull(w)
     return v * (by / (w * J.push(v)).sum())

@@ -201,11 +201,15 @@ def reference(p: Model, case: Cases, kind: str) -> Tensor:
         both = torch.cat([case.x0, (case.x0 + case.cure).clamp(-1, 1)])
         ends = invert(p, both, case.t, len(grid(p, case.t)))
         return _unit(ends[1:] - ends[:1])
+    return _unit(-mean_map(p, case).pull(read_slope(p, case, STRANGER)))
+
+
+def read_slope(p: Model, case: Cases, j: int) -> Tensor:
+    """The gradient of the reader's j-th output at the case's posterior mean, (1, *shape)."""
     with torch.enable_grad():
-        x = case.xt.detach().clone().requires_grad_(True)
-        logit = reader(str(x.device))(p.clean(x, case.t))[:, STRANGER].sum()
-        (slope,) = torch.autograd.grad(logit, x)
-    return _unit(-slope)
+        guess = p.clean(case.xt, case.t).detach().requires_grad_(True)
+        (slope,) = torch.autograd.grad(reader(str(guess.device))(guess)[:, j].sum(), guess)
+    return slope
 
 
 def _unit(V: Tensor, clip: float = 0.0) -> Tensor:

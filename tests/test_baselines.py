@@ -83,6 +83,8 @@ def test_only_those_in_whom_he_is_seen_are_drawn_again(p, left_half, path, monke
     once, _ = baselines.treated(p, left_half, row_of("redrawn"), AVERAGE, path)
     assert draws.tolist() == [1, 3] and looks == [2, 2]
     assert torch.equal(images[0], once[0]) and not torch.equal(images[1], once[1])
+    again, _ = baselines.treated(p, left_half, three, AVERAGE, path, drawn=once)
+    assert torch.equal(again, images)
 
 
 def test_a_draw_depends_on_its_sample_alone(p, left_half, path):

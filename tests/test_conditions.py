@@ -6,7 +6,7 @@ import torch
 
 from mathkit.chapters import treatment
 from mathkit.diffusion import gaussian
-from studies import conditions
+from studies import conditions, methods
 
 
 def region_of(rows, columns, size=64):
@@ -56,7 +56,7 @@ def test_a_dials_step_turns_it_by_what_was_asked_where_all_is_linear(monkeypatch
     root = torch.randn(48, 48, generator=draw)
     p = gaussian.GaussianModel(torch.randn(3, 4, 4, generator=draw), root @ root.T / 48)
     dials = torch.randn(48, 13, generator=draw)
-    monkeypatch.setattr(conditions, "reader", lambda device: lambda x: x.flatten(1) @ dials)
+    monkeypatch.setattr(methods, "reader", lambda device: lambda x: x.flatten(1) @ dials)
     case = case_of(torch.ones(1, 4, 4), 4)
     step = conditions.dial_step(p, case, 2, 0.25)
     turned = (p.clean(step, 250) - p.clean(0 * step, 250)).flatten() @ dials
