@@ -2,7 +2,8 @@
 
 `python -m studies results conditions` treats the first test patients of the trial by the rows of
 the second amendment and by the clipped course, each told the region in several wrong ways;
-`... degree` turns one dial by a given amount, by redrawing its region and by one pull.
+`... degree` turns one dial by a given amount, by redrawing its region and by one pull; `... pulls`
+measures the first pull of the ill and of the healthy, before he can be seen.
 """
 
 from __future__ import annotations
@@ -20,16 +21,18 @@ from mathkit import data
 from mathkit.chapters import treatment
 from mathkit.chapters.treatment import Cases
 from mathkit.diffusion.model import Model
+from mathkit.linear.subspaces import project_out
 from mathkit.scores import side_effect
 from mathkit.show import puppets
 from mathkit.show.reader import fit_factors, read_factors
 from studies import baselines, methods, trial
 from studies.baselines import Baseline
 from studies.methods import Row
-from studies.rows import ADDED, EDIT_TIME, OTHERS
+from studies.rows import ADDED, EARLY, EDIT_TIME, OTHERS
 from studies.runner import TEST_FROM, job, publish
 
 PATIENTS = 20  # the trial's first
+COUNT = 100  # of its ill, and of its healthy, whose pulls are measured
 TRIED = ("redrawn, three looks", "average pasted in")  # of the rows without a derivative
 OFF, MARGIN = 6, 6  # pixels by which a region misses him, and that a box is too wide
 CARRIED = ("carried", "matched")  # rows of the trial that are told no region
@@ -168,3 +171,35 @@ def dial_step(p: Model, case: Cases, j: int, by: float) -> Tensor:
     w = treatment.inside(case).push(methods.read_slope(p, case, j))
     v = J.pull(w)
     return v * (by / (w * J.push(v)).sum())
+
+
+def run_pulls() -> None:
+    """The table `pulls`: the first pull of the first COUNT ill and healthy samples of the trial."""
+    ward = trial.Ward(trial.protocol()["limit"], {})
+    ill, well = (data.stored(name)["index"][:COUNT] for name in ("trial", "trial_healthy"))
+
+    def measured(i: int) -> dict[str, float]:
+        case = treatment.admit(ward.p, TEST_FROM, [i], EDIT_TIME)
+        return pull_lengths(ward.p, treatment.at(ward.p, case, EARLY), ward.average)
+
+    settings = trial.digest({"t": EARLY, "rest": ADDED[0].rest})
+    answers = job("pulls", ill + well, measured, settings=settings)
+    rows = {name: [a["rows"][name] for a in answers] for name in answers[0]["rows"]}
+    publish("pulls", {"seed": TEST_FROM, "t": EARLY, "ill": ill, "well": well} | rows, answers)
+
+
+def pull_lengths(p: Model, case: Cases, average: Tensor) -> dict[str, float]:
+    """What might tell whether one case is ill, before he can be seen.
+
+    "aimed": the length of the pull J^T M w that the course takes, w = average - E, with what the
+    rest feels most projected out. "pulled": before that. "way": |M w|, with no derivative.
+    "everywhere": |J^T w|, with no region. "seen": P(Stranger) in E.
+    """
+    J, w = treatment.mean_map(p, case), treatment.towards(p, case, average)
+    way = treatment.inside(case).push(w)
+    pull, rest = J.pull(way), treatment.rest_svd(p, case, treatment.REST).V[: ADDED[0].rest]
+    found = {"aimed": project_out(pull, rest), "pulled": pull, "way": way, "everywhere": J.pull(w)}
+    seen = read_factors((average.to(w) - w).clamp(-1, 1))[0, puppets.STRANGER]
+    return {k: round(float(v.norm()), 3) for k, v in found.items()} | {
+        "seen": round(float(seen), 4)
+    }

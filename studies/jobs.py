@@ -278,6 +278,7 @@ JOBS: dict[str, tuple[Callable[[], None], int]] = {
     **{n: (functools.partial(baselines.run, n), 30) for n in ("baselines", "baselines_healthy")},
     "conditions": (conditions.run_conditions, 40),
     "degree": (conditions.run_degree, 10),
+    "pulls": (conditions.run_pulls, 15),
     **SURVEYS,
     "galaxies": (survey_galaxies, 10),
 }

@@ -68,3 +68,24 @@ def test_a_dials_step_turns_it_by_what_was_asked_where_all_is_linear(monkeypatch
     assert (step.flatten() - shortest).norm() < 1e-3 * shortest.norm()
     longer = shortest + (dials[:, 1] - slope * (dials[:, 1] @ slope) / slope.square().sum())
     assert abs(float(longer @ slope) - 0.25) < 1e-4 and longer.norm() > step.norm()
+
+
+def test_pulls_have_the_lengths_of_the_closed_form(monkeypatch):
+    draw = torch.Generator().manual_seed(5)
+    root = torch.randn(48, 48, generator=draw)
+    p = gaussian.GaussianModel(torch.randn(3, 4, 4, generator=draw), root @ root.T / 48)
+    monkeypatch.setattr(conditions, "read_factors", lambda images: torch.full((1, 13), 0.25))
+    case, average = case_of(region_of((0, 2), (0, 3), 4), 4), torch.full((1, 3, 4, 4), 0.3)
+    found = conditions.pull_lengths(p, case, average)
+
+    J = treatment.mean_map(p, case).dense().double()
+    spot = case.region.expand(3, 4, 4).flatten().double()
+    w = (average - p.clean(case.xt, 250)).flatten().double()
+    pull = J.T @ (spot * w)
+    V = torch.linalg.svd((1 - spot)[:, None] * J).Vh[: conditions.ADDED[0].rest]
+    right = {"way": spot * w, "pulled": pull, "everywhere": J.T @ w}
+    right["aimed"] = pull - V.T @ (V @ pull)
+    assert found.pop("seen") == 0.25 and found.keys() == right.keys()
+    for name, v in right.items():
+        assert abs(found[name] - float(v.norm())) < 2e-3 * float(v.norm()) + 1e-3, name
+    assert found["aimed"] < found["pulled"]
