@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mathkit.chapters import treatment
+from mathkit.chapters.eigenfaces import eigenfaces
 from mathkit.chapters.treatment import encoder_svd
 from mathkit.data import NETWORKS
 from mathkit.diffusion import edits, sampling
@@ -32,13 +33,14 @@ from mathkit.show.puppets import CONTINUOUS, STRANGER, average_puppet
 from mathkit.show.reader import fit_factors, read_factors
 from studies import methods
 from studies.methods import Row, direction
-from studies.model_card import ENOUGH
+from studies.model_card import ENOUGH, symmetric
 from studies.runner import job, publish
 from studies.trial import digest, protocol
 
 TIMES = (900, 800, 700, 600, 500, 400, 300, 200, 100)
 K = 10  # directions of every subspace figure
 STEPS = (0.01, 0.04)  # shares of |x_t| at which the posterior mean is compared with its derivative
+PERTURBED, DOWN = 40, 6  # pictures of which a tangent frame is made; network calls of each
 FRAMES, PAIRED = 10, 8  # frames of the show a time; frames whose subspaces are compared
 PATHS, SEGMENTS, PATH_TIMES = 6, 12, (957, 500)
 EFFECT_TIMES, EFFECT_SAMPLES, SOURCES, GLOBAL = (874, 500), 8, 10, 6
@@ -323,6 +325,42 @@ def survey_bends() -> None:
     publish("bends", head | {"rows": [a["rows"] for a in answers]}, answers, ("alice",))
 
 
+def frame_row(p: Model, frame: int, t: int) -> dict[str, Any]:
+    """The share of the true tangent space in K directions that were found in several ways.
+
+    "sampled": the principal components of PERTURBED pictures, each denoised in DOWN steps from x_t
+    moved by STEPS[0] |x_t| of white noise (GeoEdit, 2604.24238: no derivative); "guessed": of the
+    posterior means there instead. "right", "left", "symmetric": the top singular vectors of the
+    posterior mean's J, and of (J + J^T) / 2. Each with the share of the next frame's tangents, a
+    control.
+    """
+    q, x = noised_frame(p, frame, t)
+    own, other = puppets.tangents(q), puppets.tangents(noised_frame(p, frame + 1, t)[0])
+    z = torch.randn(PERTURBED, *x.shape[1:], generator=torch.Generator().manual_seed(frame)).to(x)
+    near = x + STEPS[0] * x.norm() * z / z.flatten(1).norm(dim=1)[:, None, None, None]
+    J = the_map(p, "mean", x, t)
+    r = svd(J, K)
+    with torch.no_grad():
+        ends, guesses = sampling.denoise(p, near, t, DOWN), sampling.posterior_mean(p, t)(near)
+    ways = {"sampled": eigenfaces(ends, K).axes, "guessed": eigenfaces(guesses, K).axes}
+    ways |= {"right": r.V, "left": r.U, "symmetric": svd(symmetric(J), K).V}
+    shares = {
+        name: [rounded(subspaces.tangent_share(V, tangents)[0], 4) for tangents in (own, other)]
+        for name, V in ways.items()
+    }
+    return {"frame": frame, "t": t} | shares
+
+
+def survey_frames() -> None:
+    """Tangent frames with and without a derivative, over t."""
+    p = load_model("alice")
+    times = list(TIMES[::2])
+    points = [(frame, t) for t in times for frame in range(PAIRED)]
+    answers = job("frames", points, lambda at: frame_row(p, *at), ("alice",))
+    head = {"k": K, "n": p.shape.numel(), "count": PERTURBED, "steps": DOWN, "times": times}
+    publish("frames", head | {"rows": [a["rows"] for a in answers]}, answers, ("alice",))
+
+
 SURVEYS = {
     "tangent": (survey_tangents, 20),
     "turning": (survey_turning, 20),
@@ -330,4 +368,5 @@ SURVEYS = {
     "effects": (survey_effects, 10),
     "manifold": (survey_manifold, 5),
     "bends": (survey_bends, 8),
+    "frames": (survey_frames, 20),
 }

@@ -228,3 +228,20 @@ def test_a_linear_posterior_mean_does_not_bend_and_a_bent_one_by_its_second_orde
     expected = float(step.square().norm() / (2 * x * step).norm())
     assert bent["snow"][1] == pytest.approx(expected, abs=2e-4)
     assert bent["snow"][0] == pytest.approx(expected / 4, abs=2e-4)
+
+
+def test_every_frame_of_a_flat_show_is_its_tangent_space(monkeypatch):
+    """A Gaussian of three dimensions: all five ways find its plane, and another plane's share is
+    what its angle says."""
+    draw = torch.Generator().manual_seed(0)
+    Q = torch.linalg.qr(torch.randn(48, 6, generator=draw)).Q.T
+    plane, p = Q[:3], mk.diffusion.gaussian.GaussianModel(torch.zeros(3, 4, 4), Q[:3].T @ Q[:3])
+    turned = (plane + Q[3:]) / 2**0.5  # by 45 degrees in every direction
+    spaces = {0: plane, 1: turned}
+    x = torch.randn(1, 3, 4, 4, generator=draw)
+    monkeypatch.setattr(surveys, "noised_frame", lambda p, frame, t: (frame, x))
+    monkeypatch.setattr(surveys, "K", 3)
+    monkeypatch.setattr(surveys.puppets, "tangents", lambda q: spaces[q].reshape(3, 3, 4, 4))
+    row = surveys.frame_row(p, 0, 500)
+    for name in ("sampled", "guessed", "right", "left", "symmetric"):
+        assert row[name] == pytest.approx([1, 0.5], abs=2e-3), name
