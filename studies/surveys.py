@@ -332,7 +332,9 @@ def frame_row(p: Model, frame: int, t: int) -> dict[str, Any]:
     moved by STEPS[0] |x_t| of white noise (GeoEdit, 2604.24238: no derivative); "guessed": of the
     posterior means there instead. "right", "left", "symmetric": the top singular vectors of the
     posterior mean's J, and of (J + J^T) / 2. Each with the share of the next frame's tangents, a
-    control.
+    control. "trace": the signal times <g, J g>, its mean over PERTURBED vectors g of random signs
+    and the standard error: the trace by Hutchinson; "skew": |J g - J^T g| / |J g + J^T g| of the
+    same, 0 for a covariance.
     """
     q, x = noised_frame(p, frame, t)
     own, other = puppets.tangents(q), puppets.tangents(noised_frame(p, frame + 1, t)[0])
@@ -348,7 +350,11 @@ def frame_row(p: Model, frame: int, t: int) -> dict[str, Any]:
         name: [rounded(subspaces.tangent_share(V, tangents)[0], 4) for tangents in (own, other)]
         for name, V in ways.items()
     }
-    return {"frame": frame, "t": t} | shares
+    signs, (pushed, pulled) = z.sign(), (f(z.sign()).flatten(1) for f in (J.push, J.pull))
+    seen = p.levels.pair(t)[0] * (signs.flatten(1) * pushed).sum(1)
+    trace = [float(seen.mean()), float(seen.std() / len(seen) ** 0.5)]
+    skew = float((pushed - pulled).norm() / (pushed + pulled).norm())
+    return {"frame": frame, "t": t, "trace": rounded(trace), "skew": rounded(skew)} | shares
 
 
 def survey_frames() -> None:

@@ -245,3 +245,6 @@ def test_every_frame_of_a_flat_show_is_its_tangent_space(monkeypatch):
     row = surveys.frame_row(p, 0, 500)
     for name in ("sampled", "guessed", "right", "left", "symmetric"):
         assert row[name] == pytest.approx([1, 0.5], abs=2e-3), name
+    signal, noise = p.levels.pair(500)
+    right, (trace, error) = 3 * signal**2 / (signal**2 + noise**2), row["trace"]
+    assert abs(trace - right) < 5 * error and 0 < error < right and row["skew"] < 1e-4
