@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -117,6 +118,15 @@ def _patient(
     return records
 
 
+def by_belief(table: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """Belief -> row -> "cured / ill / destroyed; side effect", of the table `conditions`."""
+    found: dict[str, dict[str, str]] = {}
+    for name, (entry,) in table["rows"].items():
+        belief, row = name.split(": ")
+        found.setdefault(belief, {})[row] = "; ".join(trial.brief(entry)[:2])
+    return found
+
+
 def run_degree() -> None:
     """The table `degree`: DIALS turned by TURN on the first PATIENTS ill test patients."""
     ward = trial.Ward(trial.protocol()["limit"], {})
@@ -159,6 +169,17 @@ def turned(ward: trial.Ward, seed: int, i: int) -> list[dict[str, Any]]:
             record["side"] = round(float(side_effect(y, case.x0 + change, ward.unrelated)), 4)
             records.append(record)
     return records
+
+
+def by_dial(table: dict[str, Any], mark: str) -> dict[str, list[float]]:
+    """Way -> the mean of "miss" or "side" for each of DIALS, of the table `degree`."""
+    return {
+        way: [
+            statistics.mean(r[mark] for r in table["rows"] if (r["dial"], r["way"]) == (dial, way))
+            for dial in DIALS
+        ]
+        for way in WAYS
+    }
 
 
 def dial_step(p: Model, case: Cases, j: int, by: float) -> Tensor:

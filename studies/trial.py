@@ -293,6 +293,14 @@ def side_effects(columns: Mapping[str, Any]) -> dict[str, list[float]]:
     }
 
 
+def brief(entry: Mapping[str, Any], n: int | None = None) -> list[str]:
+    """Of the first n samples of an entry of a table: cured / ill / destroyed, the mean side effect,
+    and the mean change outside the region."""
+    ends = entry["outcome"][:n]
+    means = (sum(entry[mark][:n]) / len(ends) / 1000 for mark in ("side", "outside"))
+    return [" / ".join(str(ends.count(o)) for o in (1, 0, 2)), *(f"{mean:.3f}" for mean in means)]
+
+
 def columns_of(
     answers: Sequence[dict[str, Any]], marks: Sequence[str], thousandths: bool = True
 ) -> dict[str, Any]:

@@ -89,3 +89,20 @@ def test_pulls_have_the_lengths_of_the_closed_form(monkeypatch):
     for name, v in right.items():
         assert abs(found[name] - float(v.norm())) < 2e-3 * float(v.norm()) + 1e-3, name
     assert found["aimed"] < found["pulled"]
+
+
+def test_tables_are_told_in_brief():
+    entry = {"outcome": [1, 0], "side": [30, 50], "outside": [0, 0]}
+    table = {"rows": {"box: redrawn": [entry], "box: pasted": [entry], "half: redrawn": [entry]}}
+    told = conditions.by_belief(table)
+    assert told["box"] == {"redrawn": "1 / 1 / 0; 0.040", "pasted": "1 / 1 / 0; 0.040"}
+    assert list(told["half"]) == ["redrawn"]
+
+    rows = [
+        {"dial": dial, "way": way, "miss": i + j + k, "side": 0}
+        for i, dial in enumerate(conditions.DIALS)
+        for j, way in enumerate(conditions.WAYS)
+        for k in (0, 1)
+    ]
+    means = conditions.by_dial({"rows": rows}, "miss")
+    assert means[conditions.WAYS[1]] == [1.5, 2.5, 3.5]

@@ -202,3 +202,9 @@ def test_a_missing_amendment_names_its_own_job(monkeypatch):
     )
     with pytest.raises(FileNotFoundError, match="results amendment"):
         trial.amended()
+
+
+def test_an_entry_in_brief_counts_the_first_ones_alone():
+    entry = {"outcome": [1, 0, 2, 1, 1], "side": [10, 20, 30, 999, 1], "outside": [0, 3, 0, 999, 8]}
+    assert trial.brief(entry, 3) == ["1 / 1 / 1", "0.020", "0.001"]
+    assert trial.brief(entry)[0] == "3 / 1 / 1"
