@@ -2,8 +2,12 @@
 
 import argparse
 import importlib
+import re
 import sys
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 COMMANDS = {
     "info": ("versions, device, threads and weights' hashes, for a bug report", "mathkit.data"),
@@ -36,7 +40,8 @@ def run(package: str, commands: Mapping[str, tuple[str, str]], argv: Sequence[st
     parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="...", help="passed to it")
     args = parser.parse_args(argv)
     try:
-        importlib.import_module(commands[args.command][1]).main(args.rest)
+        with _each_said_once():
+            importlib.import_module(commands[args.command][1]).main(args.rest)
     except KeyboardInterrupt:
         print(f"\n{args.command}: stopped; the same command continues from here", file=sys.stderr)
         return 130
@@ -44,6 +49,22 @@ def run(package: str, commands: Mapping[str, tuple[str, str]], argv: Sequence[st
         print(f"{args.command}: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+@contextmanager
+def _each_said_once() -> Iterator[None]:
+    """Within it a warning is shown once, whatever its numbers."""
+    said, shown = set[str](), warnings.showwarning
+
+    def show(message: Any, *where: Any, **more: Any) -> None:
+        words = re.sub(r"[-+]?\d[\d.e+-]*", "#", str(message))
+        if words not in said:
+            said.add(words)
+            shown(message, *where, **more)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -187,7 +187,8 @@ def _pickle(path: Path) -> dict[str, Tensor]:
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise ValueError(
             f"{path} is refused: torch's weights-only loader reads pickles of tensors alone and "
-            f"runs no code ({first_line(error)}). Ask for the weights as safetensors"
+            f"runs no code ({first_line(error)}). Fetch it again if it was cut off, or ask for the "
+            "weights as safetensors"
         ) from None
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ValueError(f"{path} is refused: expected a dictionary of tensors")

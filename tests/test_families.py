@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import mathkit as mk
+from mathkit import data
 from mathkit.diffusion.gaussian import GaussianModel
 from mathkit.diffusion.model import linear_schedule
 from mathkit.diffusion.sampling import start
@@ -286,6 +287,62 @@ def test_sdxl_is_differentiated_inverted_and_decoded(xl: Any) -> None:
     same(p.decode(x), images)
 
 
+# Other sizes ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(24, 32), 8, (40, 16)])
+@pytest.mark.parametrize("kind", ["sd", "sdxl"])
+def test_another_size_is_the_pipeline_s_at_that_size(kind: str, size: Any, tmp_path: Path) -> None:
+    """SDXL is also told it."""
+    make = {"sd": standins.stable_diffusion, "sdxl": sdxl}
+    pipeline = make[kind](tmp_path / kind)
+    high, wide = size if isinstance(size, tuple) else (size, size)
+    x = torch.randn(1, 4, high // 2, wide // 2)
+    asked = {"height": high, "width": wide, "guidance_scale": 5.0, "latents": x}
+    asked |= {"num_inference_steps": 10, "output_type": "latent"}
+    theirs = pipeline("a smiling man", **asked).images
+    images = pipeline("a smiling man", **asked | {"output_type": "pt"}).images
+    for name in (tmp_path / kind, pipeline):
+        p = mk.load_model(name, size=size).prompted("a smiling man", 5.0)
+        assert p.shape == x.shape[1:] and p.image_shape == (3, high, wide)
+        times = [int(t) for t in pipeline.scheduler.timesteps]
+        x0 = mk.denoise(p, x, times[0], times=times)
+        same(x0, theirs)
+        assert float(((p.decode(x0) / 2 + 0.5).clamp(0, 1) - images).abs().max()) < 1e-4
+    assert pipeline.unet.config.sample_size == 8, "what was given is as it was"
+    assert mk.load_model(pipeline).shape == (4, 8, 8)
+    differentiable(p, x, 600)
+
+
+def test_a_pixel_model_of_another_size_is_its_network_on_it(folder: Path) -> None:
+    p, x = mk.load_model(folder, size=(24, 32)), torch.randn(2, 3, 24, 32)
+    assert p.shape == p.image_shape == (3, 24, 32)
+    unet = mk.load_model(folder).unet
+    assert torch.equal(p.noise(x, 600), unet(x, 600).sample)
+    assert mk.encoder(p, 600)(x).shape == (2, 8, 3, 4)
+    assert mk.sample(p, 1, steps=2).shape == (1, 3, 24, 32)
+
+
+@pytest.mark.parametrize("size", [0, -8, 7.5, "16", (16,), (16, 16, 3), (16, "16"), True])
+def test_what_is_no_size_is_told(size: Any, folder: Path) -> None:
+    with pytest.raises(ValueError, match="size is a"):
+        mk.load_model(folder, size=size)
+
+
+def test_sizes_that_do_not_fit_are_told(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="sides 20 x 16, and it halves them 3 times"):
+        mk.load_model(folder, size=(20, 16))
+    standins.stable_diffusion(tmp_path / "sd")
+    with pytest.raises(ValueError, match=r"in multiples of 2, got \(16, 13\)"):
+        mk.load_model(tmp_path / "sd", size=(16, 13))
+    dit(tmp_path / "dit")
+    with pytest.raises(ValueError, match="a DiT learned the places of one size alone"):
+        mk.load_model(tmp_path / "dit", size=32)
+    p = mk.load_model(folder)
+    with pytest.raises(ValueError, match=r"scale them, or mk.load_model\(..., size=\(24, 32\)"):
+        mk.invert(p, torch.zeros(1, 3, 24, 32), 500)
+
+
 # Files as people have them -----------------------------------------------------------------------
 
 
@@ -317,8 +374,42 @@ def test_shards_are_one_network(folder: Path, variant: str) -> None:
     state = {k: v + 1 for k, v in load_file(last).items()}
     save_file(state, last)
     assert mk.load_model(folder).revision != p.revision, "each shard counts"
-    last.unlink()
-    with pytest.raises(FileNotFoundError, match=last.name):
+
+
+def spoilt(shard: Path, how: str) -> str:
+    """Spoil a shard; what is to be said of it."""
+    if how == "missing":
+        shard.unlink()
+        return rf"shards, of which 1 is missing: unet/{shard.name}\. Fetch the folder again"
+    content = shard.read_bytes()
+    shard.write_bytes(POINTER if how == "pointer" else content[: len(content) // 2])
+    said = "a pointer of git-lfs.*lfs pull" if how == "pointer" else "no whole safetensors file"
+    return rf"{shard.name} is {said}"
+
+
+@pytest.mark.parametrize("how", ["missing", "pointer", "cut"])
+@pytest.mark.parametrize("which", [0, -1])
+def test_a_spoilt_shard_is_named(
+    how: str, which: int, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sharded(folder)
+    said = spoilt(sorted((folder / "unet").glob("*-of-*"))[which], how)
+    if how != "cut":  # said before a byte of the others is read
+        monkeypatch.setattr(data, "sha256", None)
+        monkeypatch.setattr(data, "read_tensors", None)
+    with pytest.raises(FileNotFoundError if how == "missing" else ValueError, match=said):
+        mk.load_model(folder)
+
+
+def test_all_missing_shards_are_counted(folder: Path) -> None:
+    sharded(folder)
+    shards = sorted((folder / "unet").glob("*-of-*"))
+    assert len(shards) > 4
+    for shard in shards[1:]:
+        shard.unlink()
+    first, count = shards[1].name, len(shards)
+    said = rf"of which {count - 1} are missing: unet/{first}, .* and {count - 4} more\. Fetch"
+    with pytest.raises(FileNotFoundError, match=said):
         mk.load_model(folder)
 
 
@@ -437,6 +528,76 @@ def test_pipelines_with_more_networks_are_refused_by_name(
     standins.edit(tmp_path / "sd/model_index.json", **changes)
     with pytest.raises(ValueError, match=message):
         mk.load_model(tmp_path / "sd")
+
+
+# Not by their networks, whose shapes are Stable Diffusion's, but by what they mean.
+MEANT_OTHERWISE = [
+    "Zero123PlusPipeline", "StableDiffusionImageVariationPipeline",
+    "LatentConsistencyModelPipeline", "LatentConsistencyModelImg2ImgPipeline",
+    "StableDiffusionInstructPix2PixPipeline",
+    "StableUnCLIPPipeline", "StableDiffusionGLIGENPipeline", "PaintByExamplePipeline",
+    "VersatileDiffusionPipeline", "AnimateDiffPipeline", "MarigoldDepthPipeline",
+    "StableDiffusionLDM3DPipeline", "StableDiffusionUpscalePipeline",
+    "StableDiffusionDepth2ImgPipeline", "AltDiffusionPipeline", "DDPMPipeline2",
+    ["pipeline", "Evil"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MEANT_OTHERWISE, ids=str)
+def test_a_pipeline_that_means_something_else_is_refused_by_its_name(
+    name: Any, tmp_path: Path
+) -> None:
+    """The whole folder of Stable Diffusion, under another name; what is told is done."""
+    from diffusers import StableDiffusionPipeline
+
+    standins.stable_diffusion(tmp_path / "sd")
+    plain, x = mk.load_model(tmp_path / "sd"), torch.randn(1, 4, 8, 8)
+    standins.edit(tmp_path / "sd/model_index.json", _class_name=name)
+    said = re.escape(f"sd is a {name}, and what such a pipeline's network means")
+    with pytest.raises(ValueError, match=said + r".*StableDiffusionPipeline\.from_pretrained"):
+        mk.load_model(tmp_path / "sd")
+    if isinstance(name, str) and name == "Zero123PlusPipeline":
+        told = StableDiffusionPipeline.from_pretrained(tmp_path / "sd", safety_checker=None)
+        same(mk.load_model(told).noise(x, 600), plain.noise(x, 600))
+
+
+def test_a_pipeline_in_memory_is_refused_by_its_class(tmp_path: Path) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    class Zero123PlusPipeline(StableDiffusionPipeline):
+        pass
+
+    plain = standins.stable_diffusion(tmp_path / "sd")
+    foreign = Zero123PlusPipeline(**plain.components, requires_safety_checker=False)
+    with pytest.raises(ValueError, match="what was given is a Zero123PlusPipeline, and what"):
+        mk.load_model(foreign)
+    x = torch.randn(1, 4, 8, 8)
+    told = StableDiffusionPipeline(**foreign.components, requires_safety_checker=False)
+    same(mk.load_model(told).noise(x, 600), mk.load_model(plain).noise(x, 600))
+
+
+COMMON = {
+    "sd": [f"StableDiffusion{k}Pipeline" for k in ("", "Img2Img", "Inpaint", "PAG")],
+    "sdxl": [f"StableDiffusionXL{k}Pipeline" for k in ("", "Img2Img", "Inpaint", "PAG")],
+    "pixel": ["DDPMPipeline", "DDIMPipeline", "PNDMPipeline", "RePaintPipeline", None],
+    "dit": ["DiTPipeline", None],
+}
+
+
+@pytest.mark.parametrize("kind", COMMON)
+def test_the_common_pipelines_are_read(kind: str, tmp_path: Path) -> None:
+    place = tmp_path / kind
+    make = {"sd": standins.stable_diffusion, "sdxl": sdxl, "dit": dit}
+    make[kind](place) if kind in make else pixel(place, ddim())
+    for name in COMMON[kind]:
+        if name is not None:
+            import diffusers
+
+            assert hasattr(diffusers, name), "no name of diffusers' own"
+        standins.edit(place / "model_index.json", _class_name=name)
+        assert mk.load_model(place).shape
+    (place / "model_index.json").unlink()
+    assert mk.load_model(place).shape
 
 
 def test_another_transformer_is_refused_by_its_class(tmp_path: Path) -> None:

@@ -411,3 +411,31 @@ def test_a_network_is_a_model_with_maps_and_is_not_changed(tiny_unet: Any) -> No
     f, v, e = mk.posterior_mean(p, 600), torch.randn_like(x), 1e-2
     push = mk.jacobian(f, x).push(v)
     torch.testing.assert_close(push, (f(x + e * v) - f(x - e * v)) / (2 * e), rtol=0.02, atol=0.02)
+
+
+# What is given and what is made ------------------------------------------------------------------
+
+
+def shouting(far: float | None) -> Any:
+    """A denoiser all of whose pictures are 40."""
+    how = {} if far is None else {"far": far}
+    return mk.denoiser(lambda x, t: 0 * x + 40, levels.flow(), (2, 4, 4), "sample", **how)
+
+
+def test_a_denoiser_is_told_how_far_its_pictures_go() -> None:
+    """Both given and made: beyond it, within it, and neither looked at where it is not told."""
+    given = torch.full((1, 2, 4, 4), 40.0)
+    p = shouting(5)
+    with pytest.warns(UserWarning, match="that was made reaches 21.3, and 6.5 is far"):
+        mk.sample(p, 1, steps=3)
+    with pytest.raises(ValueError, match=r"x_0 reaches 40, and the model was made with far = 5"):
+        mk.invert(p, given, 0.5, 3)
+    for q in (shouting(400), shouting(None), shouting(math.inf)):
+        assert torch.allclose(mk.sample(q, 1, steps=3), given)
+        assert mk.invert(q, given, 0.5, 3).isfinite().all()
+
+
+@pytest.mark.parametrize("far", [-1, math.nan, "5", True, None])
+def test_what_is_no_range_is_told(far: Any) -> None:
+    with pytest.raises(ValueError, match="far is a finite number >= 0"):
+        mk.denoiser(torch.add, levels.flow(), (2,), "velocity", far=far)

@@ -400,3 +400,46 @@ def test_half_precision_meets_the_bound_in_float32(tiny: Path, tmp_path: Path) -
     exact = Study(dataclasses.replace(s, dtype="float32"), tmp_path / "exact").basis("h", 500)
     torch.testing.assert_close(r.S, exact.S, rtol=0.1, atol=0)
     assert atlas.load_atlas(tmp_path / "atlas-h").settings["precision"] == "bfloat16"
+
+
+# Models and paths as people have them ------------------------------------------------------------
+
+
+def test_a_model_s_folder_is_one_by_each_of_its_paths(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = ["--samples", "0:2", "--times", "500", "--k", "2", "--steps", "3"]
+    out = ["--out", str(tmp_path / "atlas")]
+    monkeypatch.chdir(tiny.parent)
+    for name in (tiny.name, f"./{tiny.name}", str(tiny)):
+        assert command(["atlas", *out, "--model", name, *few]) == 0
+    begun = {"model": tiny.name, "image": None, "k": 3}
+    report.begin(tmp_path / "r.json", begun)
+    report.begin(tmp_path / "r.json", begun | {"model": str(tiny)})
+    for other in ({"model": str(tmp_path)}, {"image": "a.png"}, {"k": 4}):
+        with pytest.raises(ValueError, match="begun with other settings"):
+            report.begin(tmp_path / "r.json", begun | other)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_model_of_other_channels_is_said_at_once(
+    channels: int, tmp_path: Path, capsys: Any
+) -> None:
+    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+    changes = {"in_channels": channels, "out_channels": channels}
+    unet = UNet2DModel.from_config(standins.SMALL | changes)
+    DDPMPipeline(unet, DDPMScheduler()).save_pretrained(tmp_path / "p")
+    Image.new("RGB", (40, 30), (255, 0, 0)).save(tmp_path / "red.png")
+    given = ["--model", str(tmp_path / "p"), "--times", "500", "--k", "2", "--steps", "3"]
+    picture = ["--image", str(tmp_path / "red.png")]
+    if channels == 1:
+        assert command(["edit", "--out", str(tmp_path / "edit"), *picture, *given]) == 0
+        return
+    for words in (["edit", *picture], ["report"], ["report", *picture]):
+        assert command([words[0], "--out", str(tmp_path / "out"), *words[1:], *given]) == 1
+        said = capsys.readouterr().err
+        assert "1 or 3 channels, and the model's pictures are (2, 16, 16)" in said
+        assert not (tmp_path / "out").exists()
+    atlas_of = ["atlas", "--out", str(tmp_path / "atlas"), "--samples", "0:2"]
+    assert command([*atlas_of, *given]) == 0, "as it says"

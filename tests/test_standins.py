@@ -226,6 +226,19 @@ def test_shards_are_fetched_by_their_index(remote: Any) -> None:
     assert mk.load_model("someone/shards").revision == "c" * 40
 
 
+def test_a_repository_that_lacks_a_shard_is_refused_before_any_is_fetched(remote: Any) -> None:
+    from diffusers import UNet2DModel
+
+    place = standins.ddpm(remote.folder / "someone/shards", standins.SMALL)
+    (place / BIN).unlink()
+    UNet2DModel.from_config(standins.SMALL).save_pretrained(place, max_shard_size="20KB")
+    lost = sorted(place.glob("*-of-*"))[1]
+    lost.unlink()
+    with pytest.raises(FileNotFoundError, match=rf"1 is missing: {lost.name}\. Fetch the folder"):
+        mk.load_model("someone/shards")
+    assert not any("-of-" in file for file in remote.files)
+
+
 def test_another_kind_is_refused_before_its_weights_are_fetched(remote: Any) -> None:
     place = standins.ddpm(remote.folder / "someone/classes", standins.SMALL)
     rewrite("config.json", class_embed_type="timestep")(place)
@@ -437,6 +450,99 @@ def test_jacobians_through_cross_attention_and_layer_norm(prediction: str) -> No
         torch.testing.assert_close(A.pull(U)[:1], pulled)
 
 
+class Attending(torch.nn.Module):
+    """A network of somebody's own, with one kind of attention over its 8 places."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, mask = kind, torch.linspace(-2, 1, 64).view(8, 8)
+        self.register_buffer("mask", mask if kind == "mask" else None)
+        self.qkv = torch.nn.Linear(4, 12)
+        self.whole = torch.nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        if self.kind == "module":
+            return self.whole(x, x.cos(), x.sin(), need_weights=False)[0]
+        if self.kind == "weights":
+            return self.whole(x, x.cos(), x.sin())[0]
+        q, k, v = self.qkv(x).view(len(x), 8, 3, 2, 2).permute(2, 0, 3, 1, 4)
+        how = {"attn_mask": self.mask, "is_causal": self.kind == "causal", "scale": 0.7}
+        out = torch.nn.functional.scaled_dot_product_attention(q, k, v, **how)
+        return out.transpose(1, 2).reshape(x.shape)
+
+
+def attending(kind: str) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+    """A map with attention in it, in float64, and a point."""
+    if kind in ("h", "mean", "decode"):
+        p = text_model(dtype=torch.float64).prompted("a smiling man")
+        f = {"h": mk.encoder(p, T), "mean": mk.posterior_mean(p, T), "decode": p.decode}[kind]
+        return f, torch.randn(1, 4, 8, 8, dtype=torch.float64)
+    net = Attending(kind).double()
+    p = mk.denoiser(net, standins.scheduler("epsilon").alphas_cumprod, (8, 4))
+    return mk.posterior_mean(p, T), torch.randn(1, 8, 4, dtype=torch.float64)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop because we have not yet")
+@pytest.mark.parametrize(
+    "kind", ["h", "mean", "decode", "plain", "causal", "mask", "module", "weights"]
+)
+def test_second_derivatives_through_attention(kind: str) -> None:
+    """Every way that torch has to H v, H of |f|^2 / 2, against differences of its gradient."""
+    f, x = attending(kind)
+    v = torch.randn_like(x)
+
+    def loss(y: Tensor) -> Tensor:
+        return f(y).square().sum() / 2
+
+    def gradient(y: Tensor) -> Tensor:
+        y = y.detach().requires_grad_()
+        return torch.autograd.grad(loss(y), y)[0]
+
+    def back_and_back(y: Tensor) -> Tensor:
+        y = y.detach().requires_grad_()
+        (g,) = torch.autograd.grad(loss(y), y, create_graph=True)
+        return torch.autograd.grad((g * v).sum(), y)[0]
+
+    def of_a_push(y: Tensor) -> Tensor:
+        y = y.detach().requires_grad_()
+        A = mk.jacobian(lambda z: torch.autograd.grad(loss(z), z, create_graph=True)[0], y)
+        return A.push(v)
+
+    e, func = 1e-5, torch.func
+    wanted = (gradient(x + e * v) - gradient(x - e * v)) / (2 * e)
+    assert wanted.abs().max() > 1e-3
+    for name, found in {
+        "reverse over reverse": back_and_back(x),
+        "forward over reverse": func.jvp(func.grad(loss), (x,), (v,))[1],
+        "reverse over reverse of functions": func.vjp(func.grad(loss), x)[1](v)[0],
+        "many at once": func.vmap(func.vjp(func.grad(loss), x)[1])(torch.stack([v, v]))[0][0],
+        "reverse over forward": func.grad(lambda y: func.jvp(loss, (y,), (v,))[1])(x),
+        "a jacobian of the gradient": of_a_push(x),
+    }.items():
+        assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-6), name
+    J, u = mk.jacobian(f, x), f(x)
+    torch.testing.assert_close(func.jvp(f, (x,), (v,))[1], J.push(v))
+    torch.testing.assert_close(gradient(x), J.pull(u))
+
+
+def test_the_first_derivative_keeps_no_weights_of_attention() -> None:
+    """They would be as large as the square of the places."""
+    p, x = text_model().prompted("a man"), torch.randn(1, 4, 8, 8, requires_grad=True)
+    sizes: list[int] = []
+
+    def kept(a: Tensor) -> Tensor:
+        sizes.append(a.shape[-2:].numel() if a.ndim > 3 else 0)
+        return a
+
+    with torch.autograd.graph.saved_tensors_hooks(kept, lambda a: a):
+        out = p.noise(x, T)
+    assert max(sizes) < 64 * 64
+    with sdpa_kernel(SDPBackend.MATH), torch.autograd.graph.saved_tensors_hooks(kept, lambda a: a):
+        p.unet(x, T, encoder_hidden_states=standins.letters("a man"))
+    assert max(sizes) >= 64 * 64, "so it is measured"
+    assert torch.autograd.grad(out.sum(), x)[0].isfinite().all()
+
+
 def test_the_top_directions_of_a_text_model_and_moves_along_them() -> None:
     p, x = text_model(dtype=torch.float64).prompted("a man"), torch.randn(1, 4, 8, 8).double()
     A = mk.jacobian(mk.encoder(p, T), x)
@@ -582,7 +688,7 @@ def test_fp16_files_are_taken_for_a_half_model(folder: Path) -> None:
 
 
 def test_nothing_of_a_repository_is_run(folder: Path, tmp_path: Path) -> None:
-    """Safety checker unread, no Python file imported, no class of its own, no code in a pickle."""
+    """Safety checker unread, no Python file imported, no code in a pickle."""
     mark = tmp_path / "mark"
     (folder / "safety_checker").mkdir()
     torch.save(Planted(mark), folder / "safety_checker/pytorch_model.bin")
@@ -592,7 +698,6 @@ def test_nothing_of_a_repository_is_run(folder: Path, tmp_path: Path) -> None:
     auto = {"AutoTokenizer": ["evil.T", "evil.T"], "AutoModel": "evil.M", "AutoConfig": "evil.C"}
     rewrite("tokenizer/tokenizer_config.json", auto_map=auto)(folder)
     rewrite("text_encoder/config.json", auto_map=auto)(folder)
-    rewrite("model_index.json", _class_name=["pipeline", "Evil"])(folder)
     mk.load_model(folder)
     (folder / "text_encoder/model.safetensors").unlink()
     torch.save({"weight": Planted(mark)}, folder / "text_encoder/pytorch_model.bin")

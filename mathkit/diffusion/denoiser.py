@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mathkit.arguments import told
+from mathkit.arguments import number, told
 from mathkit.diffusion.levels import Levels, Time
-from mathkit.diffusion.model import SPACINGS
+from mathkit.diffusion.model import SPACINGS, largest
 from mathkit.diffusion.networks import prepared, unwrapped
 from mathkit.diffusion.predicted import Predicted
 
@@ -24,6 +25,7 @@ def denoiser(
     spacing: str = "t",
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
+    far: float = math.inf,
 ) -> Denoiser:
     """Any callable as a model: f(x_t, t) -> what it predicts, on x_t = s_t x_0 + n_t e.
 
@@ -41,6 +43,9 @@ def denoiser(
         spacing: what `mk.timesteps` steps evenly in, "t" or "log-snr".
         device: of x_t, default that of f's weights, or the CPU.
         dtype: of what f is given, default that of f's weights, or float32.
+        far: what no number of x_0 goes beyond, as 5 for pictures in [-1, 1]: an x_0 given is
+            refused beyond it, and one made is warned of. What your x_0 are nobody else knows, so
+            without it neither is checked.
 
     Returns: the model.
     Raises ValueError for a prediction or spacing that is none, levels that do not go with it, and
@@ -61,7 +66,7 @@ def denoiser(
     p._predict(prediction)
     if spacing not in SPACINGS:
         raise ValueError(f"spacing is one of {', '.join(SPACINGS)}, got {spacing!r}")
-    p.spacing = spacing
+    p.spacing, p.far = spacing, far if far == math.inf else number(far, "far", 0)
     return p
 
 
@@ -75,6 +80,14 @@ class Denoiser(Predicted):
         super().__init__(shape, levels, device, dtype)
         self.unet = prepared(unwrapped(f)) if isinstance(f, nn.Module) else None
         self.f = f if self.unet is None else self.unet
+
+    def encode(self, images: Tensor) -> Tensor:
+        found = largest(self.check(images, "x_0"))
+        if found > self.far:
+            raise ValueError(
+                f"x_0 reaches {found:.3g}, and the model was made with far = {self.far:g}"
+            )
+        return images
 
     def _output(self, x: Tensor, t: Time | Tensor) -> Tensor:
         times = self.times(t, len(self.check(x))).expand(len(x))

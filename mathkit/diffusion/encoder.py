@@ -42,8 +42,7 @@ class Encoder:
 def encoder(p: Model, t: int, pool: str | None = None, at: At = None) -> Encoder:
     """The map f: x_t -> h, the output of one layer of the network, (B, *in) -> (B, *h).
 
-    The rest of the network never runs. Differentiable in forward and reverse mode; forward mode
-    needs `sdpa_kernel(SDPBackend.MATH)` around it.
+    The rest of the network never runs. Differentiable in forward and reverse mode, more than once.
 
     Args:
         p: the model.

@@ -21,6 +21,15 @@ ROOTS = ("unet", "transformer")  # where a pipeline keeps its denoiser
 PARTS = {"vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}  # of a text model
 SECOND = {"text_encoder_2": "CLIPTextModelWithProjection"}  # of one that reads it twice
 LEFT_OUT = {"safety_checker", "image_encoder", "feature_extractor"}  # they have no part in x_t
+# Pipelines whose network is a denoiser of x_t, given a text, a class or nothing. Others mean
+# something else by a network of the same shape, and no file says so but their name.
+PLAIN = {f"{name}Pipeline" for name in ("DDPM", "DDIM", "PNDM", "RePaint", "DiT")}
+PLAIN |= {
+    f"StableDiffusion{size}{use}Pipeline"
+    for size in ("", "XL")
+    for use in ("", "Img2Img", "Inpaint", "PAG")
+}
+PLAIN |= {"StableDiffusionInpaintPipelineLegacy", "StableDiffusionPipelineSafe"}
 READ = ("", *ROOTS, "scheduler", "tokenizer", "tokenizer_2", *PARTS, *SECOND)
 # Hub repositories whose files we know: without a revision this commit is taken.
 PUBLISHED = {
@@ -165,9 +174,8 @@ def _fetched(name: str, revision: str | None, half: bool) -> Path:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=texts))
     root, *_, parts = _configs(folder)
     files = [_choice(names.__contains__, part, half) for part in (root, *parts)]
-    weights = [shard.relative_to(folder) for f in files if f for shard in data.shards(folder / f)]
+    wanted = [name for f in files if f for name in _shards(folder, f, names.__contains__)]
     with _asking(name):
-        wanted = [file.as_posix() for file in weights]
         snapshot_download(name, revision=folder.name, allow_patterns=wanted)
     return folder
 
@@ -183,6 +191,18 @@ def _choice(there: Callable[[str], bool], part: str, half: bool) -> str | None:
                 if there(name):
                     return name
     return None
+
+
+def _shards(folder: Path, file: str, there: Callable[[str], bool]) -> list[str]:
+    """The names of the files that hold these weights. FileNotFoundError where one is not there."""
+    names = [shard.relative_to(folder).as_posix() for shard in data.shards(folder / file)]
+    if lost := [name for name in names if not there(name)]:
+        shown = ", ".join(lost[:3]) + (f" and {len(lost) - 3} more" if len(lost) > 3 else "")
+        raise FileNotFoundError(
+            f"{folder / file} names {len(names)} shards, of which {len(lost)} "
+            f"{'is' if len(lost) == 1 else 'are'} missing: {shown}. Fetch the folder again, whole"
+        )
+    return names
 
 
 def _described(folder: Path) -> bool:
@@ -218,6 +238,8 @@ def _layout(
             stem = "model" if part.startswith("text_encoder") else STEM
             raise FileNotFoundError(f"{folder / part} holds no {stem}.safetensors (or .bin)")
         files[part] = folder / chosen
+        for shard in _shards(folder, chosen, lambda n: (folder / n).is_file()):
+            data.check_pointer(folder / shard)
     main, known = files.pop(root), PUBLISHED.get((source, commit or ""))
     digest = data.sha256(*data.shards(main)) if known or commit is None else None
     if known and ".bin" in main.suffixes and digest != known:
@@ -266,13 +288,19 @@ def _configs(
     index, needed = read_json(file) if file.is_file() else {}, parts_of(kind, told)
     if kind == "UNet2DModel" and any((folder / p).is_dir() or p in index for p in LATENT):
         raise ValueError(f"{folder} is a latent model without text, which mathkit does not read")
+    _check_pipeline(folder, index, needed)
     alone = not any((folder / part).is_dir() for part in needed)
     for part, wanted in needed.items():
         config = _config(folder, [folder / part / "config.json"], ALONE if alone else "")
         found = config.get("_class_name") or (config.get("architectures") or ["?"])[0]
         if found != wanted:
             raise ValueError(f"{folder / part} is a {found}: mathkit reads {wanted}")
-    _check_pipeline(folder, index, needed)
+    for part in needed:
+        words = part.replace("text_encoder", "tokenizer")
+        if words != part:
+            _check_words(folder, words)
+    if "text_encoder" in needed:
+        import_transformers()  # if it is missing, say so before weights are fetched
     return root, unet, scheduler, index, tuple(needed)
 
 
@@ -291,7 +319,7 @@ def _class(config: dict[str, Any]) -> str:
 
 
 def _check_pipeline(folder: Path, index: dict[str, Any], needed: dict[str, str]) -> None:
-    """Raises where a pipeline has networks we do not know, or lacks what reads a text."""
+    """Raises where a pipeline has networks we do not know, or means something else by its own."""
     parts = {k for k, v in index.items() if isinstance(v, list) and v[0] and not k.startswith("_")}
     plain = {"scheduler", "tokenizer", "tokenizer_2"}
     if more := unknown_parts(parts - plain, needed):
@@ -299,12 +327,19 @@ def _check_pipeline(folder: Path, index: dict[str, Any], needed: dict[str, str])
             f"{folder} is a {index.get('_class_name')}, a pipeline with {', '.join(more)}, which "
             "mathkit does not read"
         )
-    for part in needed:
-        words = part.replace("text_encoder", "tokenizer")
-        if words != part:
-            _check_words(folder, words)
-    if "text_encoder" in needed:
-        import_transformers()  # if it is missing, say so before weights are fetched
+    if index.get("_class_name") is not None:
+        check_plain(folder, index["_class_name"])
+
+
+def check_plain(where: Any, name: Any) -> None:
+    """Raises ValueError for a pipeline (its class's name) that is none of `PLAIN`."""
+    if str(name) not in PLAIN:  # of a repository's own class it is a list
+        raise ValueError(
+            f"{where} is a {name}, and what such a pipeline's network means by its input is not "
+            "known here. Where it is plain Stable Diffusion's, say so: "
+            "mk.load_model(StableDiffusionPipeline.from_pretrained(FOLDER)), or (**p.components) "
+            "of a pipeline p; mk.denoiser makes a model of any other network"
+        )
 
 
 def _check_words(folder: Path, part: str) -> None:

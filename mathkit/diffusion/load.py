@@ -5,9 +5,10 @@ No file of a repository is ever run: configurations are JSON, weights are tensor
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from mathkit.diffusion.hub import (
     BUILT_IN,
     KINDS,
     ROOTS,
+    check_plain,
     import_transformers,
     model_files,
     parts_of,
@@ -43,6 +45,7 @@ def load_model(
     revision: str | None = None,
     *,
     scheduler: Any = None,
+    size: int | Sequence[int] | None = None,
 ) -> UNetModel:
     """A diffusion model: a built-in one, a local diffusers folder, a Hub repository, or one in
     memory.
@@ -65,6 +68,8 @@ def load_model(
         revision: of a Hub repository, default a known commit or the newest, which is then printed.
         scheduler: of a network in memory, e.g. the DDPMScheduler it was trained with; or in the
             place of a local folder's own, as for the unet_ema of a training's checkpoint.
+        size: of its pictures, one side or (height, width), default that of the training. A U-Net
+            takes others, and draws best near its own.
 
     Returns: a model; `p.revision` records the commit.
     Raises FileNotFoundError for no such model, ValueError for one of another kind or whose files
@@ -77,10 +82,10 @@ def load_model(
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise ValueError(f"dtype is a floating-point type, as torch.float16, got {dtype!r}")
     if not isinstance(name, str | Path):
-        return _in_memory(name, scheduler, (device, dtype, revision) == ("auto", None, None))
+        return _in_memory(name, scheduler, (device, dtype, revision) == ("auto", None, None), size)
     if name in galaxies.FILES and not Path(name).is_dir():
-        if revision is not None or scheduler is not None:
-            raise ValueError(f"{name!r} has its own weights and noise levels: give neither")
+        if (revision, scheduler, size) != (None, None, None):
+            raise ValueError(f"{name!r} has its own weights, noise levels and size: give none")
         place = _device("cpu" if device == "auto" else device)
         return galaxies.load_galaxies(str(name), place, dtype or F32)
     config = None if scheduler is None else _config_of(scheduler)
@@ -96,6 +101,7 @@ def load_model(
         else:
             parts[part], words = _text_encoder(files.folder, part, file, place, fine)
             parts[part.replace("text_encoder", "tokenizer")] = words
+    unet = _sized(unet, size, parts.get("vae"))
     return _assembled(unet, parts, files.scheduler, files.index, files.revision, files.source)
 
 
@@ -140,7 +146,7 @@ def _assembled(
     return _bounded(UNetModel(unet, abar, prediction, revision, source, classes), scheduler)
 
 
-def _in_memory(thing: Any, scheduler: Any, as_it_is: bool) -> UNetModel:
+def _in_memory(thing: Any, scheduler: Any, as_it_is: bool, size: Any) -> UNetModel:
     """A model of a diffusers pipeline or network."""
     parts: dict[str, Any] = dict(getattr(thing, "components", {"unet": thing}))
     unet = next((parts[root] for root in ROOTS if isinstance(parts.get(root), nn.Module)), None)
@@ -164,10 +170,35 @@ def _in_memory(thing: Any, scheduler: Any, as_it_is: bool) -> UNetModel:
             f"expected a {kind} {'with ' + ' and '.join(needed) if needed else 'alone'}, got "
             f"{', '.join(sorted(there))} of {type(thing).__name__}"
         )
+    if thing is not unet:
+        check_plain("what was given", type(thing).__name__)
+    unet = _sized(unet, size, parts["vae"] if "vae" in needed else None)
     if not needed:
         return _assembled(unet, {}, config, {})
     index = dict(thing.config) | {"labels": getattr(thing, "labels", {})}
     return _assembled(unet, parts, config, index)
+
+
+def _sized(unet: Any, size: int | Sequence[int] | None, vae: Any) -> Any:
+    """The network for pictures of this size; its weights are shared, and it stays as it is."""
+    if size is None:
+        return unet
+    sides = [size, size] if not isinstance(size, Sequence) else list(size)
+    scale = 1 if vae is None else 2 ** (len(vae.config.block_out_channels) - 1)
+    if (
+        isinstance(size, str)
+        or len(sides) != 2
+        or any(integer(s, "size", 1) % scale for s in sides)
+    ):
+        raise ValueError(
+            f"size is a side of the pictures or (height, width), in multiples of {scale}, got "
+            f"{size!r}"
+        )
+    twin = copy.copy(unwrapped(unet))
+    if type(twin).__name__ == KINDS[2]:
+        raise ValueError("a DiT learned the places of one size alone: leave size out")
+    twin.register_to_config(sample_size=[side // scale for side in sides])
+    return twin
 
 
 def _device(device: str | torch.device) -> torch.device:

@@ -162,6 +162,8 @@ class Model:
         words = f"(B, {', '.join(map(str, shape))})"
         if tensor(x, name, words).shape[1:] != shape or not len(x):
             hint = f": one item is {name}[None]" if tuple(x.shape) == shape else ""
+            if name == "images" and x.ndim == 4 and x.shape[1] == shape[0]:
+                hint = f": scale them, or mk.load_model(..., size={tuple(x.shape[2:])})"
             raise ValueError(f"{name} is a tensor {words}, got {tuple(x.shape)}{hint}")
         if x.dtype not in (torch.float32, self.dtype) or x.device.type != self.device.type:
             raise ValueError(

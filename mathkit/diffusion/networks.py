@@ -9,12 +9,12 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.nn.parameter import Parameter
 
 from mathkit.arguments import FAR, pictures
 from mathkit.diffusion.levels import Levels, Time
 from mathkit.diffusion.predicted import Predicted
+from mathkit.linear._tape.twice import forward_mode
 
 Bind = Callable[[Any], Any]  # a prompt to what a network is given with x_t and t
 
@@ -201,5 +201,4 @@ def prepared(network: nn.Module) -> nn.Module:
 
 def _contiguous(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     # Forward mode needs it, for the tangent's layout; elsewhere channels-last is 15 % faster.
-    forward_mode = getattr(forward_ad, "_current_level", 0) >= 0
-    return (args[0].contiguous(),) if forward_mode else args
+    return (args[0].contiguous(),) if forward_mode() else args

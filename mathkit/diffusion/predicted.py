@@ -7,6 +7,7 @@ from torch import Tensor
 
 from mathkit.diffusion.levels import Time
 from mathkit.diffusion.model import Model
+from mathkit.linear._tape.twice import smoothly
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample", "score", "velocity")
 FAINT = (
@@ -26,15 +27,19 @@ class Predicted(Model):
     def _output(self, x: Tensor, t: Time | Tensor) -> Tensor:
         raise NotImplementedError
 
+    def _answer(self, x: Tensor, t: Time | Tensor) -> Tensor:
+        with smoothly(x):
+            return self._output(x, t)
+
     def noise(self, x: Tensor, t: Time | Tensor) -> Tensor:
-        return self._noise(x, self._output(x, t), *self.scales(x, t))
+        return self._noise(x, self._answer(x, t), *self.scales(x, t))
 
     def clean(self, x: Tensor, t: Time | Tensor) -> Tensor:
-        return self._clean(x, self._output(x, t), *self.scales(x, t))
+        return self._clean(x, self._answer(x, t), *self.scales(x, t))
 
     def both(self, x: Tensor, t: Time | Tensor) -> tuple[Tensor, Tensor]:
         """`noise` and `clean`, of one network call."""
-        out, (s, n) = self._output(x, t), self.scales(x, t)
+        out, (s, n) = self._answer(x, t), self.scales(x, t)
         return self._noise(x, out, s, n), self._clean(x, out, s, n)
 
     def _noise(self, x: Tensor, out: Tensor, s: Tensor, n: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mathkit.arguments import FAR
 from mathkit.diffusion.levels import Levels
 from mathkit.diffusion.networks import Bind, UNetModel, prepared
+from mathkit.linear._tape.twice import smoothly
 from mathkit.linear.chunks import NETWORK, fitting
 
 
@@ -56,7 +57,10 @@ class LatentModel(UNetModel):
         if isinstance(images, Tensor) and images.shape[1:] == self.shape:
             return self.check(images, "x_0")
         images = super().encode(images)
-        means = [self.vae.encode(x.to(self.vae.dtype)).latent_dist.mode() for x in images.split(1)]
+        with smoothly(images):
+            means = [
+                self.vae.encode(x.to(self.vae.dtype)).latent_dist.mode() for x in images.split(1)
+            ]
         return self.vae.config.scaling_factor * torch.cat(means).to(images.dtype).contiguous()
 
     def decode(self, x: Tensor) -> Tensor:
@@ -66,7 +70,8 @@ class LatentModel(UNetModel):
         decoding an item.
         """
         z = self.check(x, "x_0").to(self.vae.dtype) / self.vae.config.scaling_factor
-        images = [self.vae.decode(one).sample for one in z.split(1)]
+        with smoothly(x):
+            images = [self.vae.decode(one).sample for one in z.split(1)]
         return torch.cat(images).to(x.dtype).contiguous()
 
 

@@ -293,15 +293,24 @@ def _begun(folder: Path, settings: dict[str, Any], state: Any) -> Atlas:
             data.store(folder / MANIFEST, (json.dumps(settings, indent=1) + "\n").encode())
     state.wait_for_everyone()
     atlas = load_atlas(folder)
-    keys = sorted(settings.keys() | atlas.settings.keys())
-    pairs = [(key, atlas.settings.get(key), settings.get(key)) for key in keys]
-    differ = [f"{key} {_shown(old)}, now {_shown(new)}" for key, old, new in pairs if old != new]
-    if differ:
-        raise ValueError(
-            f"{folder} was begun with other settings: {'; '.join(differ)}. Give the same again "
-            "to finish it, or another folder"
-        )
+    check_same(folder, atlas.settings, settings)
     return atlas
+
+
+def check_same(folder: Path, old: dict[str, Any], now: dict[str, Any]) -> None:
+    """ValueError where the settings are others; files and folders are by each of their paths."""
+
+    def plain(key: str, value: Any) -> Any:
+        return os.path.abspath(value) if key in ("model", "image") and value else value
+
+    pairs = [(key, old.get(key), now.get(key)) for key in sorted(now.keys() | old.keys())]
+    differ = [(k, a, b) for k, a, b in pairs if plain(k, a) != plain(k, b)]
+    if differ:
+        said = "; ".join(f"{key} {_shown(a)}, now {_shown(b)}" for key, a, b in differ)
+        raise ValueError(
+            f"{folder} was begun with other settings: {said}. Give the same again to finish it, or "
+            "another folder"
+        )
 
 
 def _shown(value: Any) -> str:

@@ -4,8 +4,9 @@
     python -m mathkit edit --out runs/edit/me --direction 2 --strength 0.15
 
 The first turns the picture into x_t, finds k directions and draws them on one sheet,
-directions.png: choose. The second saves the picture moved along the one chosen, at its own size,
-and a strip of nine strengths. Give --region to change one part and leave the rest as it is.
+directions.png, beside the photograph and what becomes of it unmoved: choose. The second saves the
+picture moved along the one chosen, at its own size, and a strip of nine strengths; what the first
+was told it need not be told again. Give --region to change one part and leave the rest as it is.
 """
 
 from __future__ import annotations
@@ -37,6 +38,15 @@ from mathkit.tools.subject import Settings, Study, as_tensor, opened
 
 SETTINGS, FOUND, SHEET = "edit.json", "directions.safetensors", "directions.png"
 SHEET_LIMIT = 4_000_000  # bytes
+NEAR = 0.05  # of the range from black to white: what a picture may lose on its way up and down
+ABOUT = {
+    "image": "the photograph, a picture file; the first command needs it",
+    "region": "the part to change, left,top,right,bottom as shares from 0 to 1 of the photograph's "
+    "central square, which is what the model sees (default all of it)",
+    "times": "the one time of the edit, from 0 to T - 1; a smaller one changes less (default 900 "
+    "of 1,000)",
+    "strength": "how far the picture is moved, in shares of |x_t| (default 0.1)",
+}
 
 
 class Photo:
@@ -47,7 +57,7 @@ class Photo:
     is kept in the folder.
 
     Args:
-        settings: with an image; its first time is that of the edit, its region the part to change.
+        settings: with an image; its one time is that of the edit, its region the part to change.
         folder: where the directions are kept.
         inside: change the region alone.
 
@@ -66,6 +76,8 @@ class Photo:
     def __init__(self, settings: Settings, folder: str | Path, inside: bool = False) -> None:
         if settings.image is None:
             raise ValueError("an edit is of a picture: give image, a file")
+        if settings.times is not None and len(settings.times) > 1:
+            raise ValueError(f"an edit is at one time, got {settings.times}")
         self.folder, self.inside = Path(folder), inside
         self.study = Study(settings)
         self.t = self.study.times[0]
@@ -129,13 +141,28 @@ class Photo:
         return photo
 
     def sheet(self) -> Axes:
-        """Every direction and the picture along it, both ways, and a random one as control."""
-        a, lines, labels = self.study.settings.strength, [], []
-        for i in [*range(1, len(self.V) + 1), 0]:
+        """The photograph, it unmoved and along a random direction, the control; then every
+        direction, both ways."""
+        a: float = self.study.settings.strength
+        picture: Any = self.study.picture
+        lines = [picture.float().cpu(), self.back, self.images(0, [-a, a])]
+        labels = ["the photograph", "unmoved", *(f"random: {s:+.3g}" for s in (-a, a))]
+        for i in range(1, len(self.V) + 1):
             lines.append(self.images(i, [-a, -a / 2, a / 2, a]))
-            labels += [f"{i or 'random'}: {s:+.3g}" for s in (-a, -a / 2, a / 2, a)]
-        title = f"Directions at t = {self.t} (inverted to {self.error:.1%})"
+            labels += [f"{i}: {s:+.3g}" for s in (-a, -a / 2, a / 2, a)]
+        title = f"Directions at t = {self.t}"
         return pictures.strip(torch.cat(lines), labels, columns=4, title=title)
+
+    @property
+    def told(self) -> str:
+        """How near the picture comes back unmoved, in words."""
+        far = self.error >= NEAR
+        return (
+            f"Unmoved, the picture comes back from t = {self.t} with a mean error of "
+            f"{self.error:.1%} of the way from black to white: 0 is perfect, below {NEAR:.0%} good"
+            + far
+            * ". A smaller --times or more --steps come nearer"
+        )
 
     @property
     def error(self) -> float:
@@ -185,7 +212,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )  # fmt: skip
     parser.add_argument("--out", required=True, help="folder of the directions and the pictures")
     parser.add_argument("--direction", type=int, help="1 ... k, or 0, a random one: save this edit")
-    report.add_settings(parser, leave_out=("samples", "other"))
+    report.add_settings(parser, ("samples", "other"), ABOUT)
     given = {k: v for k, v in vars(parser.parse_args(argv)).items() if v is not None}
     folder, direction = Path(given.pop("out")), given.pop("direction", None)
     print(*run(folder, direction, given), sep="\n")
@@ -203,7 +230,7 @@ def run(folder: Path, direction: int | None, given: dict[str, Any]) -> list[str]
         place = folder / SHEET
         data.store(place, style.png(photo.sheet(), SHEET_LIMIT))
         again = f"python -m mathkit edit --out {folder} --direction N --strength S"
-        return [str(place), f"choose one, then: {again}"]
+        return [str(place), photo.told, f"choose one, then: {again}"]
     a = photo.study.settings.strength if strength is None else strength
     image = photo.edited(direction, a)
     name = f"direction-{direction}{a:+.3g}"

@@ -14,7 +14,7 @@ import dataclasses
 import json
 import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from markupsafe import Markup
 from mathkit import data
 from mathkit.draw import style
 from mathkit.draw.table import Table
+from mathkit.tools import atlas
 from mathkit.tools.experiments import PARTS, Piece
 from mathkit.tools.subject import Settings, Study
 
@@ -87,12 +88,7 @@ def begin(path: Path, settings: dict[str, Any]) -> None:
     if not path.exists():
         return data.store(path, (json.dumps(now, indent=1) + "\n").encode())
     old = json.loads(path.read_text("utf-8"))
-    differ = [f"{k} {old.get(k)!r}, now {v!r}" for k, v in now.items() if old.get(k) != v]
-    if differ:
-        raise ValueError(
-            f"{path.parent} was begun with other settings: {'; '.join(differ)}. Give the same "
-            "again to finish it, or another folder"
-        )
+    atlas.check_same(path.parent, {key: old.get(key) for key in now}, now)
 
 
 def _shown(piece: Piece) -> str:
@@ -136,8 +132,35 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(make(Settings(**{k: v for k, v in given.items() if k != "out"}), given["out"]))
 
 
-def add_settings(parser: argparse.ArgumentParser, leave_out: Sequence[str] = ()) -> None:
-    """An option for each field of `Settings`; what is not given is None."""
+ABOUT = {
+    "model": "a built-in name, a diffusers folder or a Hub id",
+    "revision": "of a Hub model",
+    "image": "a picture file, the subject in place of sample 0",
+    "prompt": "of a text model, or a class",
+    "other": "a text to compare the prompt with",
+    "guidance": "with the prompt",
+    "negative": "the text or class that guidance leads away from",
+    "region": "of the masked edits: left,top,right,bottom as shares, from 0 to 1, of what the model"
+    " sees, which of a photograph is its central square",
+    "samples": "how many are compared",
+    "times": "from 0 to T - 1, each moved to the nearest of the sampling grid",
+    "k": "directions of a basis",
+    "strength": "of the largest move, in shares of |x_t|",
+    "steps": "network calls of a sample and of an inversion",
+    "tol": "of each svd, in shares of s_1",
+    "seed": "of the first sample",
+    "device": "auto, cpu, cuda or mps",
+    "dtype": "float32, float16 or bfloat16",
+    "at": "the layer whose output is h, by its name in the network",
+}
+
+
+def add_settings(
+    parser: argparse.ArgumentParser,
+    leave_out: Sequence[str] = (),
+    about: Mapping[str, str] | None = None,
+) -> None:
+    """An option for each field of `Settings`; what is not given is None. about: other words."""
 
     def numbers(text: str) -> tuple[float, ...]:
         return tuple(map(float, text.split(",")))
@@ -152,5 +175,7 @@ def add_settings(parser: argparse.ArgumentParser, leave_out: Sequence[str] = ())
         default: Any = field.default
         kind = kinds.get(field.name, str if default is None else type(default))
         shown = "none" if default is None else _flag(default)
-        shown = "900,700,500 of 1,000" if field.name == "times" else shown
-        parser.add_argument(f"--{field.name}", type=kind, help=f"default {shown}")
+        shown = {"times": "900,700,500 of 1,000", "at": "its bottleneck"}.get(field.name, shown)
+        default = "" if shown in ("none", "") else f" (default {shown})"
+        words = (about or {}).get(field.name, ABOUT[field.name] + default)
+        parser.add_argument(f"--{field.name}", type=kind, help=words)

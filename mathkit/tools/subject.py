@@ -118,9 +118,12 @@ class Study:
         self.folder = None if folder is None else Path(folder)
         self.found: dict[Any, Any] = {}
         dtype = atlas.DTYPES[s.dtype]
+        if s.image is not None:
+            opened(s.image, 3)  # a file that is none is said before a model is fetched
         self.p = load_model(s.model, s.device, dtype, s.revision)
         if s.prompt is not None:
             self.p = self.p.prompted(s.prompt, s.guidance, s.negative)
+        _check_channels(self.p, "what is drawn here")
         bottleneck(self.p, s.at)
         self.times = sorted(atlas.nearest(self.p, s.times, s.steps), reverse=True)
         self.middle = self.times[len(self.times) // 2]
@@ -249,11 +252,18 @@ def read_image(path: str | Path, p: UNetModel) -> Tensor:
     """
     from PIL import Image, ImageOps
 
+    _check_channels(p, "a picture file")
     channels, high, wide = p.image_shape
-    if channels not in (1, 3):
-        raise ValueError(f"pictures have 1 or 3 channels, the model's {channels}: give no image")
     fitted = ImageOps.fit(opened(path, channels), (wide, high), Image.Resampling.LANCZOS)
     return as_tensor(fitted).clamp(-1, 1).expand(1, channels, high, wide).contiguous().to(p.device)
+
+
+def _check_channels(p: UNetModel, what: str) -> None:
+    if len(p.image_shape) != 3 or p.image_shape[0] not in (1, 3):
+        raise ValueError(
+            f"{what} has 1 or 3 channels, and the model's pictures are {tuple(p.image_shape)}: "
+            "mk.sample, mk.svd, mk.move and `python -m mathkit atlas` take any"
+        )
 
 
 def as_tensor(image: Any) -> Tensor:
@@ -275,8 +285,10 @@ def opened(path: str | Path, channels: int) -> Any:
         with Image.open(path) as file:
             return _plain(ImageOps.exif_transpose(file), str(path), channels)
     except FileNotFoundError:
-        raise
-    except OSError as error:  # Pillow's, of a file cut off too
+        raise FileNotFoundError(f"there is no picture {path}: give image, a file") from None
+    except IsADirectoryError:
+        raise ValueError(f"{path} is a folder: give image, one picture file") from None
+    except (OSError, EOFError, SyntaxError) as error:  # Pillow's, of a file cut off too
         raise ValueError(f"{path} is no picture that Pillow can read ({error})") from None
 
 
