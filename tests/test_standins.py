@@ -635,7 +635,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
                         "T5EncoderModel: mathkit reads CLIPTextModel"),
     "SDXL": (rewrite("unet/config.json", addition_embed_type="text_time"),
              "no text_encoder_2/config.json"),
-    "inpainting": (rewrite("unet/config.json", in_channels=9), "in_channels 9"),
+    "inpainting": (rewrite("unet/config.json", in_channels=9), "9 -> 4"),
     "half a text encoder": (lose("layers.1"), "does not fit its config.json"),
     "a short VAE": (rewrite("vae/config.json", block_out_channels=[4, 12]), "does not fit"),
 }  # fmt: skip

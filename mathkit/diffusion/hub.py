@@ -272,8 +272,9 @@ def _configs(
     alone = not any((folder / part).is_dir() for part in needed)
     for part, wanted in needed.items():
         config = _config(folder, [folder / part / "config.json"], ALONE if alone else "")
-        found = config.get("_class_name") or config.get("architectures")
-        if found not in (wanted, [wanted]):
+        found = config.get("_class_name") or config.get("architectures") or "?"
+        found = found[0] if isinstance(found, list) else found
+        if found != wanted:
             raise ValueError(f"{folder / part} is a {found}: mathkit reads {wanted}")
         if part == "vae":
             check_settings(config, wanted, folder / part / "config.json")

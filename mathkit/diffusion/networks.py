@@ -144,7 +144,7 @@ def network_shape(config: Any) -> tuple[int, int, int]:
         raise ValueError(
             "expected a network with as many channels out as in (or twice as many, with learned "
             "variances), conditioned on a text, on a class or on nothing, got "
-            f"in_channels {given}, out_channels {told}: {other}"
+            f"{given} -> {told} (in_channels -> out_channels): {other}"
         )
     side = getattr(config, "sample_size", None)
     if side is None:
