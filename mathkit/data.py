@@ -158,7 +158,7 @@ def shards(path: Path) -> list[Path]:
     except (KeyError, AttributeError, TypeError):
         raise ValueError(f"{path} is no index of shards: fetch the folder again") from None
     if not names or not all(re.fullmatch(r"[\w.-]{1,200}\.(safetensors|bin)", n) for n in names):
-        raise ValueError(f"{path} is no index of shards: it names {names[:3]}")
+        raise ValueError(f"{path} is no index of shards: it names {str(names)[:80]}")
     return [path.with_name(name) for name in names]
 
 
