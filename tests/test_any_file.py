@@ -575,6 +575,8 @@ def file_cases() -> Iterator[tuple[str, Case]]:
         "tokenizer/vocab.json": "text",
     }.items():  # fmt: skip
         for name, place in PLACES.items():
+            if name == "a pipe" and "tokenizer" in file:
+                continue  # other software reads these
             # transformers 5 writes tokenizer.json too, which is enough
             yield f"{file}: {name}", (layout, replaced(file, place), "either")
     for name, place in PLACES.items():

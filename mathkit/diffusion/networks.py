@@ -177,6 +177,7 @@ def check_settings(config: dict[str, Any], name: str, place: Path | str) -> None
         kinds = _kinds(hint) | {type(taken.default)}
         if key in config and kinds <= KNOWN and not _fits(config[key], kinds, get_origin(hint)):
             words = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+            words += " >= 0" if int in kinds else ""
             raise ValueError(f"{place}: {key} is {words}, got {told(config[key])}")
 
 
