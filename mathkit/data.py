@@ -6,8 +6,9 @@ import hashlib
 import importlib.metadata
 import json
 import os
-import pickle
 import platform
+import re
+import zipfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from mathkit.arguments import told
 
 MANIFEST, README = "manifest.json", "README.md"
 Entry = dict[str, Any]
@@ -135,9 +138,11 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     for file in shards(path):
         check_pointer(file)
         state |= _safetensors(file) if file.suffix == ".safetensors" else _pickle(file)
-    broken = [key for key, value in state.items() if not value.isfinite().all()]
-    if broken:
-        raise ValueError(f"{path} holds NaN or infinity in {broken[0]}")
+    for key, value in state.items():
+        if value.is_complex() or (value.is_floating_point() and value.itemsize == 1):
+            raise ValueError(f"{path} holds {value.dtype} in {key}, which mathkit does not read")
+        if not value.isfinite().all():
+            raise ValueError(f"{path} holds NaN or infinity in {key}")
     return state
 
 
@@ -148,13 +153,12 @@ def shards(path: Path) -> list[Path]:
     """
     if ".index" not in path.suffixes:
         return [path]
-    check_pointer(path)
     try:
-        names = sorted(set(json.loads(path.read_text("utf-8"))["weight_map"].values()))
-    except (json.JSONDecodeError, KeyError, AttributeError, TypeError):
+        names = sorted({name + "" for name in read_json(path)["weight_map"].values()})
+    except (KeyError, AttributeError, TypeError):
         raise ValueError(f"{path} is no index of shards: fetch the folder again") from None
-    if not names or any(Path(name).name != name or name.endswith(".json") for name in names):
-        raise ValueError(f"{path} is no index of shards: it names {names[:3]}")
+    if not names or not all(re.fullmatch(r"[\w.-]{1,200}\.(safetensors|bin)", n) for n in names):
+        raise ValueError(f"{path} is no index of shards: it names {str(names)[:80]}")
     return [path.with_name(name) for name in names]
 
 
@@ -162,37 +166,78 @@ LFS = b"version https://git-lfs"
 
 
 def check_pointer(path: Path) -> None:
-    """Raises ValueError for what git leaves in the place of a large file without git-lfs."""
-    with path.open("rb") as file:
-        if file.read(len(LFS)) == LFS:
-            raise ValueError(
-                f"{path} is a pointer of git-lfs, not the file itself: in its clone run "
-                "`git lfs install && git lfs pull`, or load the model by its Hub name"
-            )
+    """Raises ValueError for what git leaves in the place of a large file without git-lfs, OSError
+    for what is no file to read: a folder, a pipe, a link that leads nowhere."""
+    try:
+        if not path.is_file():
+            raise FileNotFoundError(None, "there is no such file")
+        with path.open("rb") as file:
+            found = file.read(len(LFS))
+    except OSError as error:
+        raise type(error)(
+            f"{path} cannot be read ({error.strerror}): fetch the folder again"
+        ) from None
+    if found == LFS:
+        raise ValueError(
+            f"{path} is a pointer of git-lfs, not the file itself: in its clone run "
+            "`git lfs install && git lfs pull`, or load the model by its Hub name"
+        )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises ValueError for one that holds anything else."""
+    check_pointer(path)
+    try:
+        content = json.loads(path.read_text("utf-8-sig"))
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, too many digits, too deep
+        raise ValueError(
+            f"{path} is no JSON ({first_line(error)}): fetch the folder again"
+        ) from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds {told(content)}: expected an object, {{...}}")
+    return content
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is no whole safetensors file ({error}): fetch it again") from None
+    except Exception as error:  # of a broken header also KeyError, OverflowError, ...
+        raise ValueError(
+            f"{path} is no whole safetensors file ({first_line(error)}): fetch it again"
+        ) from None
 
 
 def _pickle(path: Path) -> dict[str, Tensor]:
     try:
+        _check_zip(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except Exception as error:  # of broken bytes the loader raises whatever its parts do
         raise ValueError(
             f"{path} is refused: torch's weights-only loader reads pickles of tensors alone and "
             f"runs no code ({first_line(error)}). Fetch it again if it was cut off, or ask for the "
             "weights as safetensors"
         ) from None
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, dict) or not all(map(_stored, state, state.values())):
         raise ValueError(f"{path} is refused: expected a dictionary of tensors")
     return state
+
+
+def _check_zip(path: Path) -> None:
+    """Raises for a zip, torch's format, that would unpack to more than it is."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as packed:
+            if sum(part.file_size for part in packed.infolist()) > path.stat().st_size:
+                raise ValueError("its parts are compressed, which torch.save does not")
+
+
+def _stored(key: Any, value: Any) -> bool:
+    """Whether an entry of a pickle is a named tensor whose every number lies in the file."""
+    if not (isinstance(key, str) and isinstance(value, Tensor)) or value.is_quantized:
+        return False
+    strided = value.layout == torch.strided and value.device.type == "cpu"
+    return strided and value.nbytes <= value.untyped_storage().nbytes()
 
 
 def first_line(error: Exception) -> str:

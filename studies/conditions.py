@@ -33,7 +33,7 @@ from studies.rows import ADDED, EARLY, EDIT_TIME, OTHERS
 from studies.runner import TEST_FROM, job, publish
 
 PATIENTS = 20  # the trial's first
-COUNT = 100  # of its ill, and of its healthy, whose pulls are measured
+COUNT = 60  # of its ill, and of its healthy, whose pulls are measured
 TRIED = ("redrawn, three looks", "average pasted in")  # of the rows without a derivative
 OFF, MARGIN = 6, 6  # pixels by which a region misses him, and that a box is too wide
 CARRIED = ("carried", "matched")  # rows of the trial that are told no region

@@ -416,7 +416,7 @@ def test_all_missing_shards_are_counted(folder: Path) -> None:
 def test_an_index_names_files_of_its_own_folder_alone(folder: Path) -> None:
     sharded(folder)
     (index,) = (folder / "unet").glob("*.index.json")
-    for content in ({"weight_map": {"a": "../../secret.bin"}}, {"weight_map": {}}, [1]):
+    for content in ({"weight_map": {"a": "../../secret.bin"}}, {"weight_map": {}}, {"a": 1}):
         index.write_text(json.dumps(content))
         with pytest.raises(ValueError, match="is no index of shards"):
             mk.load_model(folder)
@@ -465,7 +465,7 @@ def test_the_default_times_are_shares_of_the_way_up() -> None:
 def test_a_side_that_does_not_halve_is_told(folder: Path) -> None:
     standins.edit(folder / "unet/config.json", sample_size=30)
     with pytest.raises(
-        ValueError, match="sides 30 x 30, and it halves them 3 times: multiples of 8"
+        ValueError, match="sides 30 x 30, and it halves them 3 times: .*multiples of 8"
     ):
         mk.load_model(folder)
 

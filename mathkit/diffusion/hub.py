@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -13,7 +12,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from mathkit import data
-from mathkit.diffusion.networks import network_shape
+from mathkit.data import read_json
+from mathkit.diffusion.networks import check_settings, network_shape
 
 STEM = "diffusion_pytorch_model"
 KINDS = ("UNet2DModel", "UNet2DConditionModel", "DiTTransformer2DModel")
@@ -282,6 +282,7 @@ def _configs(
     if scheduler is None:
         places = [folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json"]
         scheduler = _config(folder, places, ": give scheduler=, the one it was trained with")
+    check_settings(unet, kind, folder / root / "config.json")
     told = SimpleNamespace(**unet)
     network_shape(told)
     file = folder / "model_index.json"
@@ -292,9 +293,12 @@ def _configs(
     alone = not any((folder / part).is_dir() for part in needed)
     for part, wanted in needed.items():
         config = _config(folder, [folder / part / "config.json"], ALONE if alone else "")
-        found = config.get("_class_name") or (config.get("architectures") or ["?"])[0]
+        found = config.get("_class_name") or config.get("architectures") or "?"
+        found = found[0] if isinstance(found, list) else found
         if found != wanted:
             raise ValueError(f"{folder / part} is a {found}: mathkit reads {wanted}")
+        if part == "vae":
+            check_settings(config, wanted, folder / part / "config.json")
     for part in needed:
         words = part.replace("text_encoder", "tokenizer")
         if words != part:
@@ -315,12 +319,14 @@ def _class(config: dict[str, Any]) -> str:
     """The class of a network, by its name of today."""
     old = config.get("_class_name") == "Transformer2DModel"
     dit = old and config.get("norm_type") == "ada_norm_zero"
-    return KINDS[2] if dit else str(config.get("_class_name"))
+    return KINDS[2] if dit else str(config.get("_class_name", "network without _class_name"))
 
 
 def _check_pipeline(folder: Path, index: dict[str, Any], needed: dict[str, str]) -> None:
     """Raises where a pipeline has networks we do not know, or means something else by its own."""
-    parts = {k for k, v in index.items() if isinstance(v, list) and v[0] and not k.startswith("_")}
+    parts = {
+        k for k, v in index.items() if isinstance(v, list) and any(v[:1]) and not k.startswith("_")
+    }
     plain = {"scheduler", "tokenizer", "tokenizer_2"}
     if more := unknown_parts(parts - plain, needed):
         raise ValueError(
@@ -369,11 +375,3 @@ def _config(folder: Path, places: list[Path], cure: str = "") -> dict[str, Any]:
     raise FileNotFoundError(
         f"{folder} is no diffusers model: no {wanted} in it (it holds {held}){cure}"
     )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    data.check_pointer(path)
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no JSON ({error}): fetch the folder again") from None

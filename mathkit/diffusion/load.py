@@ -8,7 +8,8 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mathkit import data
-from mathkit.arguments import integer
+from mathkit.arguments import integer, number, told
 from mathkit.diffusion import galaxies
 from mathkit.diffusion.hub import (
     BUILT_IN,
@@ -29,11 +30,20 @@ from mathkit.diffusion.hub import (
     read_json,
     unknown_parts,
 )
+from mathkit.diffusion.levels import preserving
 from mathkit.diffusion.model import Model
-from mathkit.diffusion.networks import Bind, UNetModel, network_shape, unwrapped
+from mathkit.diffusion.networks import (
+    Bind,
+    UNetModel,
+    check_settings,
+    check_sizes,
+    network_shape,
+    unwrapped,
+)
 from mathkit.diffusion.text import LatentModel, TextModel
 
 HALF = (torch.float16, torch.bfloat16)
+MOST_TIMES = 100_000
 DISTILLED = {"LCMScheduler", "TCDScheduler"}
 CLIPPING = {"DDPMScheduler", "DDIMScheduler"}  # unless they say otherwise
 
@@ -218,18 +228,31 @@ def _network(config: dict[str, Any], file: Path, device: torch.device, dtype: to
     import diffusers
     from accelerate import init_empty_weights
 
-    read = data.read_tensors(file).items()
-    state = {_renamed(key): value.to(device, dtype) for key, value in read}
-    # No random weights first: quicker, and no draw from the global seed.
-    with init_empty_weights(include_buffers=False):
-        network: nn.Module = _made(diffusers, config)
-    try:
+    read = data.read_tensors(file)
+    check_sizes(config, read, file.parent / "config.json")
+    if whole := [key for key, value in read.items() if not value.is_floating_point()]:
+        raise ValueError(
+            f"{file} holds {read[whole[0]].dtype} in {whole[0]}: expected real numbers"
+        )
+    state = {_renamed(key): value.to(device, dtype) for key, value in read.items()}
+    with _telling(f"{file} does not fit its config.json"):
+        # No random weights first: quicker, and no draw from the global seed.
+        with init_empty_weights(include_buffers=False):
+            network: nn.Module = _made(diffusers, config)
         network.load_state_dict(state, assign=True)
-    except RuntimeError as error:
-        raise ValueError(f"{file} does not fit its config.json: {error}") from None
     if device.type == "cpu":
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network
+
+
+@contextmanager
+def _telling(what: str) -> Iterator[None]:
+    """Whatever fails inside, in other software, of the files it is given, is told as ours."""
+    try:
+        yield
+    except Exception as error:  # of a wrong setting diffusers raises anything
+        lines = " ".join(map(str.strip, str(error).splitlines()[:3]))[:300]
+        raise ValueError(f"{what}: {lines or type(error).__name__}") from None
 
 
 def _made(diffusers: Any, config: dict[str, Any]) -> nn.Module:
@@ -251,25 +274,35 @@ def _text_encoder(
 ) -> tuple[Any, Any]:
     """CLIP's text encoder of this part of a folder, and its tokenizer."""
     clip = import_transformers()
-    config = clip.CLIPTextConfig.from_dict(read_json(folder / part / "config.json"))
+    settings, weights = read_json(folder / part / "config.json"), data.read_tensors(file)
+    check_sizes(settings, weights, folder / part / "config.json")
     kind = clip.CLIPTextModelWithProjection if part.endswith("_2") else clip.CLIPTextModel
     bars = clip.utils.logging
     shown = bars.is_progress_bar_enabled()
     bars.disable_progress_bar()  # it would stay in a notebook's outputs
     try:
-        encoder, report = kind.from_pretrained(
-            None, config=config, state_dict=data.read_tensors(file), output_loading_info=True
-        )
-    except RuntimeError as error:
-        raise ValueError(f"{file} does not fit its config.json: {error}") from None
+        with _telling(f"{file} does not fit its config.json"):
+            encoder, report = kind.from_pretrained(
+                None,
+                config=clip.CLIPTextConfig.from_dict(settings),
+                state_dict=weights,
+                output_loading_info=True,
+            )
     finally:
         if shown:
             bars.enable_progress_bar()
-    if report["missing_keys"] or report["mismatched_keys"]:
-        raise ValueError(f"{file} does not fit its config.json: {report}")
+    more = [k for k in report["unexpected_keys"] if ".layers." in k and "vision" not in k]
+    if wrong := [*report["missing_keys"], *report["mismatched_keys"], *more]:
+        raise ValueError(
+            f"{file} does not fit its config.json: {len(wrong)} tensors are missing, too many or "
+            f"of another shape, as {wrong[0]}"
+        )
     words = folder / part.replace("text_encoder", "tokenizer")
-    tokenizer = clip.CLIPTokenizer.from_pretrained(words, local_files_only=True)
-    return encoder.to(device, dtype).eval().requires_grad_(False), tokenizer
+    encoder = encoder.to(device, dtype).eval().requires_grad_(False)
+    with _telling(f"{words} does not go with {file}: fetch the folder again"), torch.no_grad():
+        tokenizer = clip.CLIPTokenizer.from_pretrained(words, local_files_only=True)
+        _reading(tokenizer, encoder)("a")
+    return encoder, tokenizer
 
 
 def _text_embedding(unet: Any, parts: dict[str, Any]) -> Bind:
@@ -310,9 +343,15 @@ def _reading(tokenizer: Any, encoder: Any) -> Callable[[str], Any]:
 
 def _class_names(index: dict[str, Any]) -> dict[str, int]:
     """Each name of a class that a pipeline knows, to its number."""
-    table = index.get("id2label") or {}
-    names = {name.strip(): int(k) for k, line in table.items() for name in line.split(",")}
-    return names | index.get("labels", {})
+    table, labels = index.get("id2label") or {}, index.get("labels") or {}
+    try:
+        names = {name.strip(): int(k) for k, line in table.items() for name in line.split(",")}
+        return names | {name: int(k) for name, k in labels.items()}
+    except (AttributeError, TypeError, ValueError):
+        raise ValueError(
+            'model_index.json: id2label is a table of classes, as {"1": "goldfish"}, got '
+            f"{told(table)}, labels the reverse, got {told(labels)}"
+        ) from None
 
 
 def _class_embedding(
@@ -338,12 +377,16 @@ def _schedule(config: dict[str, Any]) -> tuple[Tensor, str]:
         raise ValueError(
             f"expected a scheduler with betas (DDPM, DDIM, ...), got {config.get('_class_name')}"
         )
-    if config.get("_class_name") in DISTILLED:
+    if str(config.get("_class_name")) in DISTILLED:
         raise ValueError(
             f"a {config['_class_name']} goes with a network that was distilled to a few steps and "
             "is no denoiser any more: give scheduler=, the one of its training, if it is one"
         )
-    abar = DDPMScheduler.from_config(config).alphas_cumprod
+    check_settings(config, DDPMScheduler.__name__, "scheduler_config.json")
+    with _telling("scheduler_config.json gives no noise levels"):
+        integer(config.get("num_train_timesteps", 1000), "num_train_timesteps", 1, MOST_TIMES)
+        abar = DDPMScheduler.from_config(config).alphas_cumprod
+        preserving(abar)
     return abar, config.get("prediction_type", "epsilon")
 
 
@@ -352,10 +395,12 @@ def _bounded(p: Model, config: dict[str, Any]) -> Any:
     if p.top == p.levels.top:  # nothing is divided by next to no signal
         return p
     if config.get("thresholding"):
-        share, most = config["dynamic_thresholding_ratio"], config["sample_max_value"]
+        ratio = config.get("dynamic_thresholding_ratio", 0.995)
+        share = number(ratio, "dynamic_thresholding_ratio", 0, 1)
+        most = number(config.get("sample_max_value", 1.0), "sample_max_value", 1)
         p.bound = functools.partial(thresholded, share=share, most=most)
     elif config.get("clip_sample", config.get("_class_name") in CLIPPING):
-        most = config.get("clip_sample_range", 1.0)
+        most = number(config.get("clip_sample_range", 1.0), "clip_sample_range", 0)
         p.bound = functools.partial(torch.clamp, min=-most, max=most)
     return p
 

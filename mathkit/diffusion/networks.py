@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections.abc import Callable
-from typing import Any, Self
+from pathlib import Path
+from typing import Any, Literal, Self, get_args, get_origin
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import Parameter
 
-from mathkit.arguments import FAR, pictures
+from mathkit.arguments import FAR, pictures, told
 from mathkit.diffusion.levels import Levels, Time
 from mathkit.diffusion.predicted import Predicted
 from mathkit.linear._tape.twice import forward_mode
@@ -141,20 +144,86 @@ def network_shape(config: Any) -> tuple[int, int, int]:
         raise ValueError(
             "expected a network with as many channels out as in (or twice as many, with learned "
             "variances), conditioned on a text, on a class or on nothing, got "
-            f"{given} -> {told}: {other}"
+            f"{given} -> {told} (in_channels -> out_channels): {other}"
         )
     side = getattr(config, "sample_size", None)
     if side is None:
         raise ValueError("the network's config has no sample_size: set it to the side of x_t")
-    high, wide = (side, side) if isinstance(side, int) else side
-    halved = len(getattr(config, "down_block_types", ())) - 1
+    sides = [side] * 2 if isinstance(side, int) else list(side)
+    if len(sides) != 2 or not all(isinstance(s, int) and 0 < s <= WIDEST for s in sides):
+        raise ValueError(f"the network's sample_size is one or two sides of x_t, got {side}")
+    high, wide = sides
+    halved = len(getattr(config, "down_block_types", None) or ()) - 1
     pixel = getattr(config, "cross_attention_dim", None) is None  # the others pad where they must
     if pixel and halved > 0 and (high % 2**halved or wide % 2**halved):
         raise ValueError(
             f"the network's x_t has sides {high} x {wide}, and it halves them {halved} times: "
-            f"multiples of {2**halved} come back as they were"
+            f"a sample_size in multiples of {2**halved} comes back as it was"
         )
     return int(given), high, wide
+
+
+KNOWN = {int, float, bool, str, list, tuple, type(None), ..., np.ndarray}
+WIDEST, PADDING = 4096, 16  # the largest setting that is no side of a weight; the largest padding
+
+
+def check_settings(config: dict[str, Any], name: str, place: Path | str) -> None:
+    """Raises ValueError for a setting of another type than this class of diffusers' takes; whole
+    numbers count something, and are not negative."""
+    import diffusers
+
+    for key, taken in inspect.signature(getattr(diffusers, name).__init__).parameters.items():
+        hint = taken.annotation
+        kinds = _kinds(hint) | {type(taken.default)}
+        if key in config and kinds <= KNOWN and not _fits(config[key], kinds, get_origin(hint)):
+            words = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+            words += " >= 0" if int in kinds else ""
+            raise ValueError(f"{place}: {key} is {words}, got {told(config[key])}")
+
+
+def _kinds(hint: Any) -> set[Any]:
+    """The types that an annotation names, and those of the items of a tuple."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return {str}
+    found = set().union(*map(_kinds, parts)) if parts else {origin or hint}
+    return found | ({origin} & {tuple, list})
+
+
+def _fits(value: Any, kinds: set[Any], origin: Any) -> bool:
+    """Whether a setting is of these types; null too, except for a number."""
+    if value is None:
+        return not kinds <= {int, float}
+    if not (kinds & {tuple, list} if isinstance(value, list | tuple) else origin is not tuple):
+        return False
+    items = _items(value)
+    if float in kinds:
+        items = [x for x in items if not (type(x) in (int, float) and abs(x) < math.inf)]
+    kinds = kinds - {list, tuple, float}
+    return all(type(x) in kinds and not (type(x) is int and x < 0) for x in items)
+
+
+def _items(value: Any, depth: int = 4) -> list[Any]:
+    """What a list and the lists in it hold."""
+    if isinstance(value, list | tuple) and depth:
+        return [x for item in value for x in _items(item, depth - 1)]
+    return [value.item() if isinstance(value, np.generic) else value]
+
+
+def check_sizes(config: dict[str, Any], weights: dict[str, Tensor], place: Path) -> None:
+    """Raises ValueError for a setting that these weights cannot have: a network is built before
+    it is compared with them, and would be larger than they are."""
+    widest = max([WIDEST, *(side for w in weights.values() for side in w.shape)])
+    for key, value in config.items():
+        most, items = widest, _items(value)
+        if "layers" in key:
+            most = len(weights)
+        elif "padding" in key:
+            most = PADDING
+        if len(items) > len(weights) or any(type(x) is int and x > most for x in items):
+            raise ValueError(
+                f"{place}: {key} is at most {most} by the weights beside it, got {told(value)}"
+            )
 
 
 def _other_kind(config: Any, given: int | None, told: int | None) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mathkit.arguments import FAR
+from mathkit.arguments import FAR, number
 from mathkit.diffusion.levels import Levels
 from mathkit.diffusion.networks import Bind, UNetModel, prepared
 from mathkit.linear._tape.twice import smoothly
@@ -39,6 +39,7 @@ class LatentModel(UNetModel):
                 f"the network takes {self.shape[0]} channels, its VAE gives "
                 f"{vae.config.latent_channels}: they are of two models"
             )
+        number(vae.config.scaling_factor, "the scaling_factor of a VAE", 1e-6)
         self.vae: Any = prepared(vae)
         # An image, not its latent, says what an item costs.
         self.batch = fitting(self.image_shape.numel(), self.device.type, NETWORK)
