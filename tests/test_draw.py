@@ -18,6 +18,7 @@ from PIL import Image  # noqa: E402
 from skimage.color import deltaE_ciede2000, rgb2lab  # noqa: E402
 
 from mathkit.draw import curves, pictures, style  # noqa: E402
+from mathkit.show import puppets  # noqa: E402
 
 NAMES = ["curtain hue", "felt hue", "eye size", "mouth opening", "smile", "light", "stranger"]
 PHONE = 390  # px, the width at which a figure must still be read
@@ -186,7 +187,7 @@ def test_text_is_legible_on_a_phone(ax):
 
 def test_png_is_small_and_sharp(ax):
     data = style.png(ax)
-    assert len(data) <= 60_000
+    assert len(data) <= 90_000
     assert Image.open(io.BytesIO(data)).size[0] >= 2 * PHONE
 
 
@@ -198,6 +199,81 @@ def test_the_same_figure_gives_the_same_bytes():
 def test_the_paper_shows(ax):
     corner = Image.open(io.BytesIO(style.png(ax))).convert("RGB").getpixel((1, 1))
     assert np.abs(np.array(corner) / 255 - to_rgb(style.PAPER)).max() < 0.02
+
+
+def worst(data, figure):
+    """The largest error of a colour, of 255, and the 99th percentile."""
+    raw = io.BytesIO()
+    figure.savefig(raw, format="png", dpi=160)
+    exact, stored = (np.asarray(Image.open(x).convert("RGB")) for x in (raw, io.BytesIO(data)))
+    error = np.abs(exact.astype(int) - stored).max(-1)
+    return error.max(), np.percentile(error, 99)
+
+
+def test_colour_pictures_keep_their_shades():
+    """A palette of 256 for many puppets, as planted, makes facets of their faces."""
+    frames = puppets.render(puppets.sample_factors(16, seed=34))
+    ax = pictures.strip(frames, title="Sixteen", width=3.6)
+    data = style.png(ax)
+    assert max(worst(data, ax.figure)) <= 3 and len(data) <= 60_000
+    picture = Image.open(io.BytesIO(data)).convert("RGB")
+    assert picture.getpixel((1, 1)) == tuple(round(255 * c) for c in to_rgb(style.PAPER))
+    assert min(worst(style.palette(picture, 256), ax.figure)) > 20
+
+
+def test_where_many_bytes_are_not_allowed_a_palette_is_the_last_resort():
+    ax = GALLERY["row wrapped"]()
+    sizes = [len(style.png(ax, limit)) for limit in (90_000, 30_000, 13_000)]
+    assert sizes[0] > 30_000 >= sizes[1] > 13_000 >= sizes[2]
+
+
+@pytest.mark.parametrize("many", [1, 2, 17, 255, 256, 257])
+def test_packing_changes_no_pixel(many):
+    few = np.random.default_rng(many).integers(0, 256, (many, 3)).astype(np.uint8)
+    x = few[np.arange(24 * 32) % many].reshape(24, 32, 3)
+    back = Image.open(io.BytesIO(style.packed(Image.fromarray(x))))
+    assert np.array_equal(np.asarray(back.convert("RGB")), x)
+    assert (back.mode == "P") == (len(np.unique(few, axis=0)) <= 256)
+
+
+def paper_below(ax):
+    """Rows of paper under the last thing drawn, in inches."""
+    x = np.asarray(Image.open(io.BytesIO(style.png(ax, 10**6))).convert("RGB")).astype(int)
+    ink = (np.abs(x - x[-1, 0]).sum(-1) > 20).any(1)
+    return ink[::-1].argmax() / (x.shape[1] / ax.figure.get_figwidth())
+
+
+FITTED = {
+    "labels above alone": lambda: pictures.strip(images(12), ["a"] * 6 + [""] * 6, columns=6),
+    "labels below alone": lambda: pictures.strip(images(4), ["", "", "two words", "b"], columns=2),
+    "one label of two lines": lambda: pictures.strip(images(3), ["a", "b", "long " * 9]),
+    "formulas": lambda: pictures.strip(images(5), ["$J v'$", "a", "b", "c", "true cure $D^*$"]),
+    "many rows": lambda: pictures.strip(images(24), range(24), columns=4, title="Tall " * 20),
+    "no words": lambda: pictures.strip(images(8)),
+    "narrow": lambda: pictures.strip(images(6), range(6), columns=3, title="Small", width=3.6),
+    "features": GALLERY["features"],
+    "cards": GALLERY["cards"],
+}
+
+
+@pytest.mark.parametrize("name", FITTED)
+def test_no_empty_paper_lies_below_the_last_row(name):
+    ax = FITTED[name]()
+    assert clipped(ax.figure) == [] and overlapping(ax.figure) == []
+    assert paper_below(ax) <= (0.2 if name == "cards" else 0.13)
+
+
+def test_the_search_for_empty_paper_finds_a_planted_band():
+    ax = FITTED["no words"]()
+    ax.figure.set_figheight(ax.figure.get_figheight() + 0.5)
+    assert paper_below(ax) > 0.25
+
+
+def test_a_narrow_strip_has_letters_of_the_same_size():
+    wide, narrow = (pictures.strip(images(4), range(4), title="T", width=w) for w in (6, 3))
+    assert narrow.figure.get_figwidth() == 3
+    for one, other in zip(wide.texts, narrow.texts, strict=True):
+        assert one.get_fontsize() == other.get_fontsize()
 
 
 def test_an_axes_given_is_the_one_that_comes_back():
@@ -380,6 +456,7 @@ def test_colour_maps_darken_evenly_away_from_zero(half):
         (lambda: pictures.heat(-torch.ones(2, 2)), "signed=True"),
         (lambda: curves.spectrum(torch.tensor([1.0, torch.inf])), "infinite"),
         (lambda: style.picture(images(2)), "one image"),
+        (lambda: pictures.strip(images(2), width=0), "width"),
         (lambda: style.png(GALLERY["strip"](), limit=500), "fewer pictures"),
     ],
 )

@@ -8,6 +8,7 @@ import io
 import re
 
 import matplotlib
+import numpy as np
 import pytest
 import torch
 
@@ -15,7 +16,7 @@ matplotlib.use("Agg")
 W = pytest.importorskip("ipywidgets")
 plt = pytest.importorskip("matplotlib.pyplot")
 
-from mathkit.draw import curves, widgets  # noqa: E402
+from mathkit.draw import curves, moving, widgets  # noqa: E402
 
 draw_book = widgets.flipbook
 
@@ -159,11 +160,29 @@ def test_the_page_holds_the_same_pixels_as_the_frames():
 
 def test_where_html_may_not_move_there_is_a_still_and_a_sentence():
     book = draw_book(images(4), "s", start=3, describe="It fades.")
-    assert book._repr_png_() == book.frames[3]
+    assert moving.titled(book.frames[3], "s 3: one of 4 pictures") == book._repr_png_()
     assert repr(book) == "[one of 4 pictures of a flip book: s 3]"
     bare = re.sub(r"<script>.*?</script>", "", book._repr_html_(), flags=re.S)
     assert len(pictures(bare)) == 1 and 'alt="It fades. s 3"' in bare
     assert "One of 4 pictures" in bare and "display:none" in bare
+
+
+@pytest.mark.parametrize(
+    "frames", [images(3), images(3, 1)[:, :, :8], [draw(t) for t in (1, 2, 3)]]
+)
+def test_the_still_says_which_picture_it_is_and_shows_all_of_it(frames):
+    from PIL import Image
+
+    book = draw_book(frames, "a long name of a dial", values=[0.25, 0.5, 0.75], start=1)
+    still, bare = (Image.open(io.BytesIO(x)) for x in (book._repr_png_(), book.frames[1]))
+    head = still.height - bare.height
+    assert still.width == bare.width and 16 <= head <= 120
+    below = np.asarray(still.convert("RGB").crop((0, head, bare.width, still.height))).astype(int)
+    assert np.percentile(np.abs(below - np.asarray(bare.convert("RGB"))), 99) <= 8
+    words = np.asarray(still.convert("L").crop((0, 0, bare.width, head)))
+    assert (words < 90).sum() > 50  # ink
+    assert words[:, -2:].min() > 200 and words[-1].min() > 200  # and none of it is cut
+    assert len(book._repr_png_()) < len(book.frames[1]) + 12_000
 
 
 def test_two_flip_books_on_a_page_share_no_name():

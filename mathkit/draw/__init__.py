@@ -5,6 +5,7 @@ from typing import Any
 from mathkit.draw import style as style
 from mathkit.draw.curves import over_time, spectrum, tradeoff
 from mathkit.draw.pictures import cards, diagram, ellipse, features, heat, stage, strip
+from mathkit.draw.stills import still
 from mathkit.draw.style import SIGNED, UNSIGNED, png, use
 from mathkit.draw.table import Table
 from mathkit.draw.widgets import flipbook, live, rotate_stretch_rotate
@@ -43,6 +44,7 @@ __all__ = [
     "rotate_stretch_rotate",
     "spectrum",
     "stage",
+    "still",
     "strip",
     "tradeoff",
     "use",

@@ -6,7 +6,13 @@ import base64
 import html
 import io
 import json
+import textwrap
 from dataclasses import dataclass
+from typing import Any
+
+from matplotlib import font_manager
+
+from mathkit.draw import style
 
 # `pages` holds [value, picture] of each page. Arrows, space and Enter stay inside: a slide show
 # would turn its own page by them.
@@ -62,7 +68,8 @@ WIDTH, HEIGHT, SMALL = 600, 400, 480  # the largest picture; below SMALL pixels 
 class FlipBook:
     """Pictures to leaf through: what `draw.flipbook` gives.
 
-    In a page it is HTML that holds its pictures; where HTML may not move, the picture of `start`.
+    In a page it is HTML that holds its pictures; where HTML may not move, the picture of `start`,
+    and above it which one that is.
 
     Args:
         frames: PNG bytes of each picture.
@@ -89,7 +96,8 @@ class FlipBook:
         return f"[one of {len(self.frames)} pictures of a flip book: {self.shown}]"
 
     def _repr_png_(self) -> bytes:
-        return self.frames[self.start]
+        words = f"{self.shown}: one of {len(self.frames)} pictures"
+        return titled(self.frames[self.start], words)
 
     def _repr_html_(self) -> str:
         sources = [_source(png) for png in self.frames]
@@ -112,6 +120,23 @@ class FlipBook:
 def size(png: bytes) -> tuple[int, int]:
     """Width and height of a PNG, from its header."""
     return int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")
+
+
+def titled(png: bytes, words: str) -> bytes:
+    """A PNG with words above it, on paper."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    picture: Any = Image.open(io.BytesIO(png))
+    few, wide, picture = picture.mode == "P", picture.width, picture.convert("RGB")
+    letters = 12 if wide < SMALL else 22
+    font = ImageFont.truetype(font_manager.findfont("DejaVu Sans"), letters)
+    text = textwrap.fill(words, max(10, int(wide / (0.62 * letters))))
+    high = round(1.3 * letters * (text.count("\n") + 1)) + letters // 2
+    page = Image.new("RGB", (wide, high + picture.height), style.PAPER)
+    page.paste(picture, (0, high))
+    pen = ImageDraw.Draw(page)
+    pen.multiline_text((letters // 2, letters // 4), text, style.INK, font)
+    return style.palette(page, 256) if few else style.packed(page)
 
 
 def _source(png: bytes) -> str:

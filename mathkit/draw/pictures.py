@@ -20,6 +20,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from mathkit.arguments import number
 from mathkit.draw import style
 
 
@@ -33,6 +34,7 @@ def strip(
     signed: bool = False,
     scale: float | None = None,
     title: str = "",
+    width: float = style.WIDTH,
 ) -> Axes:
     """Images side by side, a label under each.
 
@@ -45,9 +47,10 @@ def strip(
             blue negative), full colour is the largest |value| of each image.
         scale: the |value| of full colour, for all images.
         title: above the picture.
+        width: of a new figure, in inches; small pictures need little paper.
 
     Returns: the ax.
-    Raises ValueError on other shapes, labels that do not match, and NaN.
+    Raises ValueError on other shapes, labels that do not match, NaN, and a width beyond [1, 40].
 
     >>> from mathkit import draw
     >>> frames = mk.puppets.render(mk.puppets.sample_factors(3, seed=0))
@@ -56,17 +59,16 @@ def strip(
     (3, 'Three puppets')
     """
     faces = style.pictures(images, signed, scale)
+    width = number(width, "width", 1, 40)
     columns = max(2, min(columns, len(faces)))
-    lines = _labels(labels, len(faces), style.WIDTH / columns)
-    below = 0.2 * max((t.count("\n") + 1 for t in lines if t), default=0) * columns / style.WIDTH
-    step = (1.05, faces.shape[1] / faces.shape[2] + below + 0.05)
-    count = math.ceil(len(faces) / columns)
-    ax = style.axes(ax, style.WIDTH * step[1] * count / (step[0] * columns), title)
+    lines = _labels(labels, len(faces), width / columns)
+    tops = _tops(lines, columns, faces.shape[1] / faces.shape[2], width)
+    given, ax = ax, style.axes(ax, width * -tops[-1] / (1.05 * columns), title, width)
     for i, (pixels, text) in enumerate(zip(faces, lines, strict=True)):
-        x, top = step[0] * (i % columns), -step[1] * (i // columns)
-        bottom = _place(ax, pixels, x, top)
+        x = 1.05 * (i % columns)
+        bottom = _place(ax, pixels, x, tops[i // columns])
         ax.text(x + 0.5, bottom - 0.02 * columns / 8, text, ha="center", va="top", fontsize=10)
-    return _frame(ax, step[0] * columns - 0.05, step[1] * count - 0.05)
+    return _frame(ax, 1.05 * columns - 0.05, -bottom, fit=given is None)
 
 
 @style.styled
@@ -108,7 +110,7 @@ def cards(
     ticks = None if reference is None else style.numbers(reference)
     columns = min(columns, len(faces))
     margin = 0.085 * max(map(len, names))  # inches
-    card = (style.WIDTH - margin) / columns / 1.08
+    given, card = ax, (style.WIDTH - margin) / columns / 1.08
     bar, aspect = 0.17 / card, faces.shape[1] / faces.shape[2]
     step, count = aspect + bar * (len(names) + 1.2), math.ceil(len(faces) / columns)
     ax = style.axes(ax, step * count * card, title)
@@ -121,7 +123,8 @@ def cards(
             ax.vlines(x + ticks[i].clip(0, 1), y - 0.45 * bar, y + 0.45 * bar, style.INK, lw=1.6)
         for name, level in zip(names if x == 0 else (), y, strict=x == 0):
             ax.text(-0.05, level, name, ha="right", va="center", fontsize=9)
-    return _frame(ax, 1.08 * columns - 0.08, step * count - 0.5 * bar, left=margin / card)
+    wide, high = 1.08 * columns - 0.08, step * count - 0.5 * bar
+    return _frame(ax, wide, high, left=margin / card, fit=given is None)
 
 
 @style.styled
@@ -368,18 +371,17 @@ def features(
         raise ValueError(f"features takes W (B, 2, n), got {rays.shape}")
     columns = max(2, min(columns, len(rays)))
     lines = _labels(labels, len(rays), style.WIDTH / columns)
-    below = 0.2 * max((t.count("\n") + 1 for t in lines if t), default=0) * columns / style.WIDTH
-    step, count = (1.05, 1.05 + below), math.ceil(len(rays) / columns)
-    ax = style.axes(ax, style.WIDTH * step[1] * count / (step[0] * columns), title)
+    tops = _tops(lines, columns, 1.0, style.WIDTH)
+    given, ax = ax, style.axes(ax, style.WIDTH * -tops[-1] / (1.05 * columns), title)
     colours = style.UNSIGNED(np.linspace(0.95, 0.4, rays.shape[2]))
     for i, (W_i, text) in enumerate(zip(rays, lines, strict=True)):
-        x, y = step[0] * (i % columns) + 0.5, -step[1] * (i // columns) - 0.5
+        x, y = 1.05 * (i % columns) + 0.5, tops[i // columns] - 0.5
         ax.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor="none", edgecolor=style.FAINT))
         for (a, b), colour in zip(W_i.T / (2 * reach), colours, strict=True):
             ax.plot([x, x + a], [y, y + b], color=colour, lw=2)
             ax.plot(x + a, y + b, "o", color=colour, ms=5)
         ax.text(x, y - 0.52, text, ha="center", va="top", fontsize=10)
-    return _frame(ax, step[0] * columns - 0.05, step[1] * count - 0.05)
+    return _frame(ax, 1.05 * columns - 0.05, 0.5 - y, fit=given is None)
 
 
 def _values(ax: Axes, m: np.ndarray, digits: int, dark: float) -> None:
@@ -396,10 +398,19 @@ def _place(ax: Axes, pixels: np.ndarray, x: float, top: float) -> float:
     return bottom
 
 
-def _frame(ax: Axes, width: float, height: float, left: float = 0.0) -> Axes:
+def _tops(lines: list[str], columns: int, aspect: float, width: float) -> np.ndarray:
+    """The upper edge of each row of pictures 1 wide, and where one more would begin."""
+    heights = []
+    for i in range(0, len(lines), columns):
+        most = max(t.count("\n") + 1 if t else 0 for t in lines[i : i + columns])
+        heights.append(aspect + 0.05 + 0.2 * most * columns / width)
+    return -np.cumsum([0.0, *heights])
+
+
+def _frame(ax: Axes, width: float, height: float, left: float = 0.0, fit: bool = False) -> Axes:
     ax.set(xlim=(-left, width), ylim=(-height, 0), aspect="equal")
     ax.axis("off")
-    return ax
+    return style.fitted(ax) if fit else ax
 
 
 def _bars(

@@ -13,7 +13,7 @@ import os
 import sys
 import textwrap
 from collections.abc import Callable
-from functools import partial, wraps
+from functools import cache, partial, wraps
 from typing import Any, ParamSpec, TypeVar
 
 import matplotlib as mpl
@@ -24,6 +24,7 @@ from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from torch import Tensor
 
 from mathkit.arguments import number, tensor
@@ -32,6 +33,7 @@ PAPER, INK, GREY, FAINT, ACCENT = "#FBF9F4", "#26262B", "#6F6D66", "#DEDACF", "#
 BLUE, GREEN, PURPLE = "#0072B2", "#009E73", "#8C3B6F"
 CYCLE = (BLUE, GREEN, PURPLE, INK)
 WIDTH = 6.0  # inches
+LEVELS = (51, 32, 24)  # even steps of a colour from dark to full; of the first each is 5 of 255
 ON_LIGHT, ON_DARK = INK, PAPER  # on a coloured cell, whatever the ground is
 
 IN_TURN = ("BLUE", "GREEN", "PURPLE", "INK")  # of several curves
@@ -136,20 +138,22 @@ def use(dark: bool = False, transparent: bool = False, scale: float = 1.0) -> No
         plt.switch_backend(mpl.get_backend())  # loads the inline backend, which sets its own format
         # A deck for a projector is run with MATHKIT_SCALE=2: twice the pixels each way.
         more = scale * float(os.environ.get("MATHKIT_SCALE") or 1)
-        stored = partial(png, limit=round(60_000 * more**2), dpi=round(160 * more))
+        stored = partial(png, larger=more)
         shell.display_formatter.formatters["image/png"].for_type(Figure, stored)
 
 
-def png(fig: Figure | Axes, limit: int = 60_000, dpi: int = 160) -> bytes:
-    """The figure as PNG bytes, with a palette of 256 colours or fewer.
+def png(fig: Figure | Axes, limit: int | None = None, dpi: int = 160, larger: float = 1.0) -> bytes:
+    """The figure as PNG bytes, small: lines by a palette of 256 colours or fewer, colour pictures
+    in 52 levels of red, green and blue, which no eye tells from all 256.
 
-    What is too large gets fewer colours (down to 64) and pixels (to dpi / 2). A figure drawn afresh
-    gives the same bytes on the same machine.
+    What is too large gets fewer levels (down to 25), colours (to 64) and pixels (to dpi / 2). A
+    figure drawn afresh gives the same bytes on the same machine.
 
     Args:
         fig: a figure, or an ax of it.
-        limit: bytes, at most.
+        limit: bytes, at most; default 60,000, and 90,000 with colour pictures in it.
         dpi: pixels an inch, where they fit.
+        larger: times as many pixels each way, and the default limit for as many.
 
     Returns: bytes.
     Raises ValueError where even the smallest is over `limit`.
@@ -159,22 +163,33 @@ def png(fig: Figure | Axes, limit: int = 60_000, dpi: int = 160) -> bytes:
     >>> len(draw.png(draw.heat(torch.eye(3)))) < 60_000
     True
     """
+    from PIL import Image
+
     figure: Any = fig.figure  # of a Figure, itself; of an Axes, perhaps a SubFigure
-    for share in (1, 0.8, 0.65, 0.5):
+    shown = (np.ndim(image.get_array()) for image in figure.figure.findobj(AxesImage))
+    pictured = 3 in shown  # red, green and blue, not one number that a colour map paints
+    limit = limit or round((90_000 if pictured else 60_000) * larger**2)
+
+    @cache
+    def drawn(share: float) -> Any:
         raw = io.BytesIO()
         with mpl.rc_context({"savefig.bbox": None}):
-            figure.figure.savefig(raw, format="png", dpi=share * dpi)
-        for colours in (256, 128) if share == 1 else (128, 64):
-            data = _palette(raw, colours)
-            if len(data) <= limit:
-                return data
+            figure.figure.savefig(raw, format="png", dpi=share * round(dpi * larger))
+        return Image.open(raw).convert("RGB")
+
+    levels = [*((1, _levels, n) for n in LEVELS), (0.8, _levels, LEVELS[-1])]
+    palettes = [(share, palette, n) for share in (0.8, 0.65, 0.5) for n in (128, 64)]
+    first = [(1, palette, 256), (1, palette, 128)]
+    for share, packs, many in [*levels * pictured, *first, *palettes]:
+        if len(data := packs(drawn(share), many)) <= limit:
+            return data
     raise ValueError(f"the figure needs {len(data)} bytes, over {limit}: draw fewer pictures")
 
 
 def picture(
     image: Tensor, size: int = 256, signed: bool = False, scale: float | None = None
 ) -> bytes:
-    """One image as PNG bytes, enlarged without smoothing.
+    """One image as PNG bytes, enlarged without smoothing, in 52 levels of a colour.
 
     Args:
         image: (C, H, W), C = 1 or 3, in [-1, 1].
@@ -197,9 +212,7 @@ def picture(
         raise ValueError(f"picture takes one image (C, H, W); got {tuple(image.shape)}")
     times = math.ceil(size / pixels.shape[2])
     big = np.rint(255 * pixels[0].repeat(times, 0).repeat(times, 1)).astype(np.uint8)
-    raw = io.BytesIO()
-    Image.fromarray(big).save(raw, format="png", optimize=True)
-    return raw.getvalue()
+    return packed(Image.fromarray(rounded(big, LEVELS[0])))
 
 
 def numbers(x: Any) -> np.ndarray:
@@ -239,23 +252,56 @@ def pictures(images: Tensor, signed: bool = False, scale: float | None = None) -
     return SIGNED(x[..., 0])[..., :3] if signed else x.repeat(3, -1)
 
 
-def _palette(raw: io.BytesIO, colours: int) -> bytes:
-    from PIL import Image
+def packed(picture: Any) -> bytes:
+    """A picture of Pillow as PNG bytes; of one with 256 colours or fewer each pixel is one byte."""
+    from PIL import ImageChops
 
-    # The octree keeps small patches of a rare colour (a red nose), which median cut averages away.
-    method, dither = Image.Quantize.FASTOCTREE, Image.Dither.NONE
-    small = Image.open(raw).convert("RGB").quantize(colours, method, dither=dither)
+    if picture.mode == "RGB" and (colours := picture.getcolors(256)):
+        few = picture.quantize(len(colours), dither=0)
+        same = ImageChops.difference(few.convert("RGB"), picture).getbbox() is None
+        picture = few if same else picture
     out = io.BytesIO()
-    small.save(out, format="png", optimize=True)
+    picture.save(out, format="png", optimize=True)
     return out.getvalue()
 
 
-def axes(ax: Axes | None, height: float, title: str) -> Axes:
-    """ax, or a new one in a figure WIDTH wide whose axes are about `height` inches high."""
-    wrapped = textwrap.fill(title, 58)
+def rounded(x: np.ndarray, steps: int) -> np.ndarray:
+    """Colours (H, W, 3) of uint8 in steps + 1 even levels: a third to a half of the bytes."""
+    return np.rint(np.rint(x * (steps / 255.0)) * (255 / steps)).astype(np.uint8)
+
+
+def _levels(picture: Any, steps: int) -> bytes:
+    from PIL import Image
+
+    x = np.asarray(picture)
+    paper = (x == x[0, 0]).all(-1, keepdims=True)  # lies on the page's own, which is not rounded
+    return packed(Image.fromarray(np.where(paper, x, rounded(x, steps))))
+
+
+def palette(picture: Any, colours: int) -> bytes:
+    from PIL import Image
+
+    # The octree keeps small patches of a rare colour (a red nose), which median cut averages away.
+    return packed(picture.quantize(colours, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE))
+
+
+def axes(ax: Axes | None, height: float, title: str, width: float = WIDTH) -> Axes:
+    """ax, or a new one in a figure `width` wide whose axes are about `height` inches high."""
+    wrapped = textwrap.fill(title, round(58 * width / WIDTH))
     if ax is None:
         extra = 0.16 + (0.2 * (wrapped.count("\n") + 1) + 0.1 if title else 0)
-        ax = plt.subplots(figsize=(WIDTH, height + extra))[1]
+        ax = plt.subplots(figsize=(width, height + extra))[1]
     if title:
         ax.set_title(wrapped)
+    return ax
+
+
+def fitted(ax: Axes) -> Axes:
+    """ax, alone in its figure, which is made as high as what is drawn in it and two margins."""
+    figure: Any = ax.figure
+    figure.draw_without_rendering()  # places the texts
+    box: Any = ax.get_tightbbox()
+    figure.set_figheight(
+        box.height / figure.dpi + 2 * mpl.rcParams["figure.constrained_layout.h_pad"]
+    )
     return ax

@@ -109,7 +109,7 @@ def sample_simple(n: int, seed: int) -> Tensor:
     return sample_factors(n, seed, stranger=0, moving=FEW_FACTORS)
 
 
-def render(q: Tensor, size: int = 64) -> Tensor:
+def render(q: Tensor, size: int = 64, puppet: bool = True) -> Tensor:
     """Draw puppets as images in [-1, 1], differentiable in q.
 
     Layers, back to front: curtain, Stranger, shoulders, head, hat, eyes, nose, mouth; each is laid
@@ -118,6 +118,7 @@ def render(q: Tensor, size: int = 64) -> Tensor:
     Args:
         q: factors (n, 13), floating point, in [0, 1]; values outside extrapolate.
         size: height and width, in pixels.
+        puppet: without it there is the curtain, and the Stranger where he is.
 
     Returns: (n, 3, size, size), on q's device and of its dtype.
     Raises ValueError for a shape other than (n, 13), integers or NaN.
@@ -129,7 +130,8 @@ def render(q: Tensor, size: int = 64) -> Tensor:
     f, size = _factors(q), integer(size, "size", 1)
     x, y = _grid(size, q)
     image = _curtain(f, x, y)
-    for coverage, colour in (*_stranger(f, x, y, size), *_puppet(f, x, y, size)):
+    actor = _puppet(f, x, y, size) if puppet else []
+    for coverage, colour in (*_stranger(f, x, y, size), *actor):
         image = image + coverage[:, None] * (colour - image)
     vignette = 1 - 0.16 * (x**2 + y**2)
     return 2 * (image * vignette) - 1
