@@ -41,6 +41,7 @@ TIMES = (900, 800, 700, 600, 500, 400, 300, 200, 100)
 K = 10  # directions of every subspace figure
 STEPS = (0.01, 0.04)  # shares of |x_t| at which the posterior mean is compared with its derivative
 PERTURBED, DOWN = 40, 6  # pictures of which a tangent frame is made; network calls of each
+FRAMED = 6  # frames of the show at which tangent frames are made
 FRAMES, PAIRED = 10, 8  # frames of the show a time; frames whose subspaces are compared
 PATHS, SEGMENTS, PATH_TIMES = 6, 12, (957, 500)
 EFFECT_TIMES, EFFECT_SAMPLES, SOURCES, GLOBAL = (874, 500), 8, 10, 6
@@ -361,7 +362,7 @@ def survey_frames() -> None:
     """Tangent frames with and without a derivative, over t."""
     p = load_model("alice")
     times = list(TIMES[::2])
-    points = [(frame, t) for t in times for frame in range(PAIRED)]
+    points = [(frame, t) for t in times for frame in range(FRAMED)]
     answers = job("frames", points, lambda at: frame_row(p, *at), ("alice",))
     head = {"k": K, "n": p.shape.numel(), "count": PERTURBED, "steps": DOWN, "times": times}
     publish("frames", head | {"rows": [a["rows"] for a in answers]}, answers, ("alice",))
