@@ -213,18 +213,21 @@ def worst(data, figure):
 def test_colour_pictures_keep_their_shades():
     """A palette of 256 for many puppets, as planted, makes facets of their faces."""
     frames = puppets.render(puppets.sample_factors(16, seed=34))
-    ax = pictures.strip(frames, title="Sixteen", width=3.6)
-    data = style.png(ax)
-    assert max(worst(data, ax.figure)) <= 3 and len(data) <= 60_000
+
+    def afresh():  # the layout of a second drawing is another by a pixel
+        return pictures.strip(frames, title="Sixteen", width=3.6).figure
+
+    data = style.png(afresh())
+    assert max(worst(data, afresh())) <= 3 and len(data) <= 60_000
     picture = Image.open(io.BytesIO(data)).convert("RGB")
     assert picture.getpixel((1, 1)) == tuple(round(255 * c) for c in to_rgb(style.PAPER))
-    assert min(worst(style.palette(picture, 256), ax.figure)) > 20
+    assert min(worst(style.palette(picture, 256), afresh())) > 20
 
 
 def test_where_many_bytes_are_not_allowed_a_palette_is_the_last_resort():
     ax = GALLERY["row wrapped"]()
-    sizes = [len(style.png(ax, limit)) for limit in (90_000, 30_000, 13_000)]
-    assert sizes[0] > 30_000 >= sizes[1] > 13_000 >= sizes[2]
+    sizes = [len(style.png(ax, limit)) for limit in (90_000, 30_000, 16_000)]
+    assert sizes[0] > 30_000 >= sizes[1] > 16_000 >= sizes[2]
 
 
 @pytest.mark.parametrize("many", [1, 2, 17, 255, 256, 257])
