@@ -431,7 +431,7 @@ def test_a_denoiser_is_told_how_far_its_pictures_go() -> None:
     with pytest.raises(ValueError, match=r"x_0 reaches 40, and the model was made with far = 5"):
         mk.invert(p, given, 0.5, 3)
     for q in (shouting(400), shouting(None), shouting(math.inf)):
-        assert torch.allclose(mk.sample(q, 1, steps=3), given)
+        assert (mk.sample(q, 1, steps=3) - given).abs().max() < 1e-3
         assert mk.invert(q, given, 0.5, 3).isfinite().all()
 
 

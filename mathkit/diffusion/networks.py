@@ -17,7 +17,7 @@ from torch.nn.parameter import Parameter
 from mathkit.arguments import FAR, pictures, told
 from mathkit.diffusion.levels import Levels, Time
 from mathkit.diffusion.predicted import Predicted
-from mathkit.linear._tape.twice import forward_mode
+from mathkit.linear.smooth import forward_mode
 
 Bind = Callable[[Any], Any]  # a prompt to what a network is given with x_t and t
 

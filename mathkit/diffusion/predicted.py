@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mathkit.diffusion.levels import Time
 from mathkit.diffusion.model import Model
-from mathkit.linear._tape.twice import smoothly
+from mathkit.linear.smooth import smoothly
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample", "score", "velocity")
 FAINT = (

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from mathkit.arguments import FAR, number
 from mathkit.diffusion.levels import Levels
 from mathkit.diffusion.networks import Bind, UNetModel, prepared
-from mathkit.linear._tape.twice import smoothly
 from mathkit.linear.chunks import NETWORK, fitting
+from mathkit.linear.smooth import smoothly
 
 
 class LatentModel(UNetModel):
