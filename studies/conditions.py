@@ -203,7 +203,7 @@ def run_pulls() -> None:
         case = treatment.admit(ward.p, TEST_FROM, [i], EDIT_TIME)
         return pull_lengths(ward.p, treatment.at(ward.p, case, EARLY), ward.average)
 
-    settings = trial.digest({"t": EARLY, "rest": ADDED[0].rest})
+    settings = trial.digest({"t": EARLY, "rest": ADDED[0].rest, "seen": "log-odds"})
     answers = job("pulls", ill + well, measured, settings=settings)
     rows = {name: [a["rows"][name] for a in answers] for name in answers[0]["rows"]}
     publish("pulls", {"seed": TEST_FROM, "t": EARLY, "ill": ill, "well": well} | rows, answers)
@@ -214,7 +214,7 @@ def pull_lengths(p: Model, case: Cases, average: Tensor) -> dict[str, float]:
 
     "aimed": the length of the pull J^T M w that the course takes, w = average - E, with what the
     rest feels most projected out. "pulled": before that. "way": |M w|, with no derivative.
-    "everywhere": |J^T w|, with no region. "seen": P(Stranger) in E.
+    "everywhere": |J^T w|, with no region. "seen": the log-odds of P(Stranger) in E.
     """
     J, w = treatment.mean_map(p, case), treatment.towards(p, case, average)
     way = treatment.inside(case).push(w)

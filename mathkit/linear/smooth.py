@@ -22,7 +22,8 @@ def forward_mode() -> bool:
 
 def smoothly(x: Tensor) -> AbstractContextManager[Any]:
     """Within it attention has the derivatives of every order and mode, where x is to have any."""
-    return Smooth() if x.requires_grad or forward_mode() else nullcontext()
+    wanted = getattr(x, "requires_grad", False)  # what is no tensor is refused further on
+    return Smooth() if wanted or forward_mode() else nullcontext()
 
 
 class Smooth(TorchFunctionMode):
