@@ -220,7 +220,6 @@ def pull_lengths(p: Model, case: Cases, average: Tensor) -> dict[str, float]:
     way = treatment.inside(case).push(w)
     pull, rest = J.pull(way), treatment.rest_svd(p, case, treatment.REST).V[: ADDED[0].rest]
     found = {"aimed": project_out(pull, rest), "pulled": pull, "way": way, "everywhere": J.pull(w)}
-    seen = read_factors((average.to(w) - w).clamp(-1, 1))[0, puppets.STRANGER]
-    return {k: round(float(v.norm()), 3) for k, v in found.items()} | {
-        "seen": round(float(seen), 4)
-    }
+    seen = read_factors((average.to(w) - w).clamp(-1, 1))[0, puppets.STRANGER].double()
+    odds = float(torch.logit(seen, eps=1e-12))  # most are next to 0, and differ there
+    return {k: round(float(v.norm()), 3) for k, v in found.items()} | {"seen": round(odds, 3)}

@@ -202,7 +202,7 @@ def test_an_installed_file_is_read_if_it_is_the_known_one(
     with pytest.raises(ValueError, match="is missing: install it again"):
         mk.load_model("galaxies-32")
     for more in ({"revision": "main"}, {"scheduler": object()}):
-        with pytest.raises(ValueError, match="'galaxies' has its own weights, noise levels and size"):
+        with pytest.raises(ValueError, match="'galaxies' has its own weights, noise levels"):
             mk.load_model("galaxies", **more)
 
 
