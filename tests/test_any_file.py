@@ -35,7 +35,7 @@ import mathkit as mk
 from mathkit import data
 from mathkit.diffusion import hub
 
-pytestmark = [pytest.mark.long, UNTRAINED]
+pytestmark = [pytest.mark.slow, UNTRAINED]
 
 Change = Callable[[Path], object]
 Case = tuple[str, Change, str]  # the layout, the damage, and "works", "refused" or "either"
