@@ -29,7 +29,7 @@ if SHIFT := int(os.environ.get("MATHKIT_SEEDS", "0")):
     torch.manual_seed = lambda seed: _plain(seed + 1_000_003 * SHIFT)  # type: ignore[assignment]
 
 with warnings.catch_warnings():  # torch.func.jvp scripts its decompositions once, and warns
-    warnings.simplefilter("ignore", DeprecationWarning)
+    warnings.filterwarnings("ignore", ".*torch.jit.script")  # from torch 2.15 a FutureWarning
     torch.func.jvp(torch.sin, (torch.zeros(1),), (torch.ones(1),))
 
 
