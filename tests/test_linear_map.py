@@ -552,7 +552,7 @@ def test_a_scipy_operator_is_the_matrix():
     assert L.shape == A.shape == (6, 4) and L.dtype == np.float64
     pairs = [
         (L.matvec(v), dense @ v),
-        (L.matvec(v[:, None]), (dense @ v)[:, None]),
+        (L.matmat(v[:, None]), (dense @ v)[:, None]),
         (L.rmatvec(u), dense.T @ u),
         (L.matmat(V), dense @ V),
         (L.rmatmat(U), dense.T @ U),
