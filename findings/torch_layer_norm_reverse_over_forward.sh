@@ -4,11 +4,11 @@
 # f is a normalisation of a few numbers, <w, J(x) v> one directional derivative of it by torch.func.jvp;
 # differentiated once more by torch.func.grad, which makes a Hessian-vector product "reverse over
 # forward". Through layer_norm, and batch_norm in training mode, it is off by half of its length; the two
-# other orders (reverse over reverse, forward over reverse) agree with finite differences to ten digits,
+# other orders (reverse over reverse, forward over reverse) agree with finite differences to eight digits,
 # and through group_norm and rms_norm all three do. Metrics, geodesics and Newton steps that are built
 # as the gradient of a push are wrong with every transformer, while the push itself is right.
 #
-# The nested jvp of layer_norm is reported upstream (pytorch issue 196700); this order goes wrong too.
+# The nested jvp of layer_norm is known upstream (pytorch/pytorch, number 196700); this order goes wrong too.
 #
 # Seen with torch 2.13.0, Python 3.11 (and 2.15.0, Python 3.13), float64, distances relative:
 #   layer_norm   reverse over forward 4e-01   reverse over reverse 3e-10   forward over reverse 3e-10
