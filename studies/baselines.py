@@ -21,7 +21,7 @@ from mathkit import data
 from mathkit.chapters import treatment
 from mathkit.chapters.treatment import Cases
 from mathkit.diffusion.model import Model
-from mathkit.diffusion.sampling import ddim_step, start, walk
+from mathkit.diffusion.sampling import ddim_step, start
 from mathkit.linear.jacobian import jacobian
 from mathkit.scores import rounded
 from studies import trial
@@ -76,8 +76,8 @@ def treated(
 ) -> tuple[Tensor, Tensor]:
     """The pictures (B, 3, H, W) in [-1, 1] that `row` makes, and how many draws each took, (B,).
 
-    A picture is drawn again where he is seen in it, as often as the row allows. path: `path_of`
-    the cases. drawn: the first draw of the row, where another has made it.
+    A picture is drawn again where he is seen in it, as often as the row allows. path:
+    `treatment.path` of the cases. drawn: the first draw of the row, where another has made it.
     """
     draws = torch.ones(len(cases), dtype=torch.int64)
     if row.kind == "untreated":
@@ -95,18 +95,6 @@ def treated(
         images[ill] = held(p, again, theirs, row.since, look, paste)
         draws[ill] += 1
     return images, draws
-
-
-def path_of(p: Model, cases: Cases) -> dict[int, Tensor]:
-    """The untreated x_t of the cases at every time of the sampling grid, and at -1 the picture.
-
-    The cases keep them, as `treatment.at` does.
-    """
-    path = dict(walk(p, start(p, cases.seed, cases.index), treatment.grid(p, START)))
-    for t in treatment.grid(p, START):
-        at_t = dataclasses.replace(cases, t=t, steps=None, xt=path[t])
-        cases.known.setdefault(t, at_t)
-    return path
 
 
 def _some(path: Mapping[int, Tensor], rows: Tensor) -> dict[int, Tensor]:
@@ -230,7 +218,7 @@ def _lot(
     ward: trial.Ward, chosen: Mapping[str, Any], rows: Sequence[Baseline], index: Sequence[int]
 ) -> list[dict[str, Any]]:
     cases = treatment.admit(ward.p, TEST_FROM, index, EDIT_TIME)
-    records, path = [], path_of(ward.p, cases)
+    records, path = [], treatment.path(ward.p, cases)
     once: Tensor | None = None
     for row in rows:
         drawn = once if row.kind == "redrawn" else None

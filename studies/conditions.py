@@ -62,14 +62,6 @@ def told(region: Tensor) -> dict[str, Tensor]:
     return regions | {"everywhere": torch.ones_like(region)}
 
 
-def believing(case: Cases, region: Tensor) -> Cases:
-    """The case, at every time known of it, as somebody sees it who believes in `region`."""
-    known = {t: dataclasses.replace(c, region=region, known={}) for t, c in case.known.items()}
-    for one in known.values():
-        one.known = known
-    return dataclasses.replace(case, region=region, known=known)
-
-
 def course_row(whole: bool) -> Row:
     """The clipped course; where the region is everything there is no rest to be spared."""
     return dataclasses.replace(ADDED[0], rest=0) if whole else ADDED[0]
@@ -95,7 +87,7 @@ def _patient(
 ) -> list[dict[str, Any]]:
     p, records = ward.p, []
     case = treatment.admit(p, TEST_FROM, [i], EDIT_TIME)
-    path = baselines.path_of(p, case)
+    path = treatment.path(p, case)
     seen = round(float(puppets.stranger_mask(case.q).sum()))
 
     def judged(belief: str, name: str, images: Tensor) -> None:
@@ -104,7 +96,7 @@ def _patient(
         records.append(head | treatment.record(marks, 0))
 
     for belief, region in told(case.region).items():
-        believed = believing(case, region)
+        believed = case.believing(region)
         for row in rows:
             judged(belief, row.name, baselines.treated(p, believed, row, ward.average, path)[0])
         course = course_row(belief == "everywhere")
@@ -148,13 +140,13 @@ def turned(ward: trial.Ward, seed: int, i: int) -> list[dict[str, Any]]:
     """
     p, records = ward.p, []
     case = treatment.admit(p, seed, [i], EDIT_TIME)
-    path = baselines.path_of(p, case)
+    path = treatment.path(p, case)
     for name in DIALS:
         j, q = puppets.FACTORS.index(name), case.q.clone()
         by = TURN if q[0, j] < 0.5 else -TURN
         q[:, j] += by
         change = puppets.render(q) - puppets.render(case.q)
-        one = believing(treatment.at(p, case, LATE), treatment.region(change))
+        one = treatment.at(p, case, LATE).believing(treatment.region(change))
         draws = [baselines.held(p, one, path, baselines.START, n) for n in range(LOOKS)]
         nearest = min(draws, key=lambda y: float((read_factors(y)[0, j] - q[0, j]).abs()))
         step = dial_step(p, one, j, by)

@@ -13,7 +13,6 @@ from mathkit.chapters.eigenfaces import eigenpuppets
 from mathkit.diffusion.model import Model
 from mathkit.diffusion.sampling import noised, posterior_mean, sample
 from mathkit.linear.jacobian import jacobian
-from mathkit.linear.linear_map import LinearMap
 from mathkit.linear.subspaces import overlap
 from mathkit.linear.svd import svd
 from mathkit.show import puppets
@@ -135,21 +134,12 @@ def sides_row(
     row = {"ess": float(truth.ess(xt.cpu(), abar))}
     if row["ess"] > ENOUGH:
         exact = truth.directions(xt.cpu(), abar, k)[0]
-        sides |= {"symmetric": svd(symmetric(A), k).V, "exact": exact}
+        sides |= {"symmetric": svd((A + A.T) / 2, k).V, "exact": exact}
         row |= {
             f"{name} exact": overlap(v.cpu(), exact) for name, v in sides.items() if name != "exact"
         }
     row |= {name: overlap(v.cpu(), reference) for name, v in sides.items()}
     return {"frame": frame, "t": t} | {name: round(value, 4) for name, value in row.items()}
-
-
-def symmetric(A: LinearMap) -> LinearMap:
-    """(A + A^T) / 2, of a map from a space to itself; a push is a push and a pull of A."""
-
-    def half(W: Tensor) -> Tensor:
-        return (A.push(W) + A.pull(W)) / 2
-
-    return LinearMap(half, half, A.in_shape, A.out_shape, A.dtype, A.device)
 
 
 def derivative_card(rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:

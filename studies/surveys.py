@@ -33,7 +33,7 @@ from mathkit.show.puppets import CONTINUOUS, STRANGER, average_puppet
 from mathkit.show.reader import fit_factors, read_factors
 from studies import methods
 from studies.methods import Row, direction
-from studies.model_card import ENOUGH, symmetric
+from studies.model_card import ENOUGH
 from studies.runner import job, publish
 from studies.trial import digest, protocol
 
@@ -333,9 +333,7 @@ def frame_row(p: Model, frame: int, t: int) -> dict[str, Any]:
     moved by STEPS[0] |x_t| of white noise (GeoEdit, 2604.24238: no derivative); "guessed": of the
     posterior means there instead. "right", "left", "symmetric": the top singular vectors of the
     posterior mean's J, and of (J + J^T) / 2. Each with the share of the next frame's tangents, a
-    control. "trace": the signal times <g, J g>, its mean over PERTURBED vectors g of random signs
-    and the standard error: the trace by Hutchinson; "skew": |J g - J^T g| / |J g + J^T g| of the
-    same, 0 for a covariance.
+    control. And the `trace_row` of J, with PERTURBED vectors of random signs.
     """
     q, x = noised_frame(p, frame, t)
     own, other = puppets.tangents(q), puppets.tangents(noised_frame(p, frame + 1, t)[0])
@@ -346,16 +344,25 @@ def frame_row(p: Model, frame: int, t: int) -> dict[str, Any]:
     with torch.no_grad():
         ends, guesses = sampling.denoise(p, near, t, DOWN), sampling.posterior_mean(p, t)(near)
     ways = {"sampled": eigenfaces(ends, K).axes, "guessed": eigenfaces(guesses, K).axes}
-    ways |= {"right": r.V, "left": r.U, "symmetric": svd(symmetric(J), K).V}
+    ways |= {"right": r.V, "left": r.U, "symmetric": svd((J + J.T) / 2, K).V}
     shares = {
         name: [rounded(subspaces.tangent_share(V, tangents)[0], 4) for tangents in (own, other)]
         for name, V in ways.items()
     }
-    signs, (pushed, pulled) = z.sign(), (f(z.sign()).flatten(1) for f in (J.push, J.pull))
-    seen = p.levels.pair(t)[0] * (signs.flatten(1) * pushed).sum(1)
+    return {"frame": frame, "t": t} | trace_row(J, z.sign(), p.levels.pair(t)[0]) | shares
+
+
+def trace_row(J: LinearMap, signs: Tensor, signal: float) -> dict[str, Any]:
+    """What random signs g, (k, *shape), tell of a J from a space to itself.
+
+    "trace": signal <g, J g>, its mean and standard error, the trace of signal J by Hutchinson;
+    "skew": |J g - J^T g| / |J g + J^T g| over all of them, 0 for a covariance.
+    """
+    g, pushed, pulled = (V.flatten(1) for V in (signs, J.push(signs), J.pull(signs)))
+    seen = signal * (g * pushed).sum(1)
     trace = [float(seen.mean()), float(seen.std() / len(seen) ** 0.5)]
     skew = float((pushed - pulled).norm() / (pushed + pulled).norm())
-    return {"frame": frame, "t": t, "trace": rounded(trace), "skew": rounded(skew)} | shares
+    return {"trace": rounded(trace), "skew": rounded(skew)}
 
 
 def survey_frames() -> None:

@@ -37,7 +37,7 @@ def left_half():
 
 @pytest.fixture(scope="module")
 def path(p, left_half):
-    return baselines.path_of(p, left_half)
+    return treatment.path(p, left_half)
 
 
 def row_of(kind):
@@ -59,7 +59,7 @@ def test_outside_the_region_nothing_changes_and_inside_all_does(p, left_half, pa
 
 def test_without_a_region_the_picture_is_the_untreated_one(p):
     nowhere = cases_of(torch.zeros(1, 64, 64))
-    path = baselines.path_of(p, nowhere)
+    path = treatment.path(p, nowhere)
     images, _ = baselines.treated(p, nowhere, row_of("redrawn"), AVERAGE, path)
     assert torch.equal(images, path[-1].clamp(-1, 1))
 

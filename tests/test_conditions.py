@@ -46,7 +46,7 @@ def test_a_belief_holds_at_every_time_and_leaves_the_case_alone():
     for one in case.known.values():
         one.known = case.known
     other = 1 - region
-    believed = conditions.believing(case, other)
+    believed = case.believing(other)
     for t in (250, 83):
         assert torch.equal(treatment.at(None, believed, t).region, other)
         assert torch.equal(treatment.at(None, case, t).region, region)

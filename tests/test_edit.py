@@ -273,8 +273,8 @@ def test_the_help_says_what_is_needed_and_what_a_region_is_of(capsys: Any) -> No
         command(["edit", "--help"])
     said = " ".join(capsys.readouterr().out.split())
     for words in (
-        "the first command needs it", "left,top,right,bottom as shares from 0 to 1 of the "
-        "photograph's central square, which is what the model sees (default all of it)",
+        "the first command needs it", "left,top,right,bottom as shares from 0 to 1 of what the "
+        "model sees, which of a photograph is its central square (default all of it)",
         "the one time of the edit",
     ):  # fmt: skip
         assert words in said

@@ -100,6 +100,14 @@ class Cases:
         """Every case n times in a row."""
         return self.rows([i for i in range(len(self)) for _ in range(n)])
 
+    def believing(self, region: Tensor) -> Cases:
+        """The cases, at every time known of them, as somebody sees them who believes in `region`,
+        (B, H, W)."""
+        known = {t: dataclasses.replace(c, region=region, known={}) for t, c in self.known.items()}
+        for case in known.values():
+            case.known = known
+        return dataclasses.replace(self, region=region, known=known)
+
 
 def grid(p: Model, t: int) -> list[int]:
     """The times at which a sample of SAMPLING steps is still to be denoised, from t down.
@@ -240,6 +248,29 @@ def at(p: Model, cases: Cases, t: int) -> Cases:
         xt = trajectory(p, cases.seed, cases.index, t)
         cases.known[t] = dataclasses.replace(cases, t=t, steps=None, xt=xt)
     return cases.known[t]
+
+
+def path(p: Model, cases: Cases) -> dict[int, Tensor]:
+    """The untreated way down, x_t of the cases at every time of the sampling grid.
+
+    Args:
+        p: the model.
+        cases: at any time of the grid; they keep what was found, as with `at`.
+
+    Returns: time -> (B, *shape), and at -1 the picture.
+    Cost: 25 network calls for each.
+
+    >>> from mathkit.chapters import treatment
+    >>> p = mk.diffusion.gaussian.GaussianModel(torch.zeros(3, 4, 4), torch.eye(48))
+    >>> case = treatment.Cases(0, [0], 500, 24, *[torch.zeros(1, 3, 4, 4)] * 6)
+    >>> len(treatment.path(p, case)), len(case.known)
+    (26, 25)
+    """
+    found = dict(walk(p, start(p, cases.seed, cases.index), grid(p, p.top)))
+    for t in grid(p, p.top):
+        there = dataclasses.replace(cases, t=t, steps=None, xt=found[t])
+        cases.known.setdefault(t, there)
+    return found
 
 
 def finish(p: Model, x: Tensor, t: int, steps: int | None = None, **how: Any) -> Tensor:

@@ -34,6 +34,7 @@ from mathkit.diffusion.sampling import start, timesteps, walk
 from mathkit.linear.linear_map import Passes
 from mathkit.linear.svd import svd
 from mathkit.linear.triplets import SVD
+from mathkit.tools import options
 from mathkit.tools.lockstep import side_by_side
 
 Item = tuple[int, int]
@@ -401,12 +402,8 @@ def _unpacked(content: bytes) -> SVD:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line of `python -m mathkit atlas`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m mathkit atlas", description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = options.parser("atlas", __doc__, "folder of the atlas, e.g. runs/atlas/NAME")
     add = parser.add_argument
-    add("--out", required=True, help="folder of the atlas, e.g. runs/atlas/NAME")
     add("--model", default="alice", help="built-in name, local diffusers folder or Hub id")
     add("--map", default="h", choices=MAPS, help="the encoder, h summed, or the posterior mean")
     add("--samples", type=_numbers, default=range(20), help="0:20, or 3,5,8 (default 0:20)")

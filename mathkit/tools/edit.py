@@ -11,7 +11,6 @@ was told it need not be told again. Give --region to change one part and leave t
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 from collections.abc import Sequence
@@ -33,7 +32,7 @@ from mathkit.linear.jacobian import jacobian
 from mathkit.linear.subspaces import project_out
 from mathkit.linear.svd import svd
 from mathkit.linear.triplets import any_of_equals
-from mathkit.tools import report
+from mathkit.tools import options, report
 from mathkit.tools.subject import Settings, Study, as_tensor, opened
 
 SETTINGS, FOUND, SHEET = "edit.json", "directions.safetensors", "directions.png"
@@ -41,8 +40,7 @@ SHEET_LIMIT = 4_000_000  # bytes
 NEAR = 0.05  # of the range from black to white: what a picture may lose on its way up and down
 ABOUT = {
     "image": "the photograph, a picture file; the first command needs it",
-    "region": "the part to change, left,top,right,bottom as shares from 0 to 1 of the photograph's "
-    "central square, which is what the model sees (default all of it)",
+    "region": f"the part to change, {options.REGION} (default all of it)",
     "times": "the one time of the edit, from 0 to T - 1; a smaller one changes less (default 900 "
     "of 1,000)",
     "strength": "how far the picture is moved, in shares of |x_t| (default 0.1)",
@@ -156,13 +154,13 @@ class Photo:
     @property
     def told(self) -> str:
         """How near the picture comes back unmoved, in words."""
-        far = self.error >= NEAR
-        return (
+        near = (
             f"Unmoved, the picture comes back from t = {self.t} with a mean error of "
             f"{self.error:.1%} of the way from black to white: 0 is perfect, below {NEAR:.0%} good"
-            + far
-            * ". A smaller --times or more --steps come nearer"
         )
+        if self.error < NEAR:
+            return near
+        return f"{near}. A smaller --times or more --steps come nearer"
 
     @property
     def error(self) -> float:
@@ -206,14 +204,10 @@ def _picture(x: Tensor) -> Image.Image:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line of `python -m mathkit edit`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m mathkit edit", description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument("--out", required=True, help="folder of the directions and the pictures")
+    parser = options.parser("edit", __doc__, "folder of the directions and the pictures")
     parser.add_argument("--direction", type=int, help="1 ... k, or 0, a random one: save this edit")
-    report.add_settings(parser, ("samples", "other"), ABOUT)
-    given = {k: v for k, v in vars(parser.parse_args(argv)).items() if v is not None}
+    options.add_fields(parser, Settings, ("samples", "other"), ABOUT)
+    given = options.given(parser, argv)
     folder, direction = Path(given.pop("out")), given.pop("direction", None)
     print(*run(folder, direction, given), sep="\n")
 

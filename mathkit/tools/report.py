@@ -8,13 +8,12 @@ atlases and finished parts as files: the same command goes on with a report that
 
 from __future__ import annotations
 
-import argparse
 import base64
 import dataclasses
 import json
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from markupsafe import Markup
 from mathkit import data
 from mathkit.draw import style
 from mathkit.draw.table import Table
-from mathkit.tools import atlas
+from mathkit.tools import atlas, options
 from mathkit.tools.experiments import PARTS, Piece
 from mathkit.tools.subject import Settings, Study
 
@@ -105,7 +104,7 @@ def _shown(piece: Piece) -> str:
 
 def _page(study: Study, parts: Sequence[dict[str, Any]]) -> str:
     s = dataclasses.asdict(study.settings)
-    flags = [f"--{k} {shlex.quote(_flag(v))}" for k, v in s.items() if v is not None]
+    flags = [f"--{k} {shlex.quote(options.flag(v))}" for k, v in s.items() if v is not None]
     command = f"python -m mathkit report --out FOLDER {' '.join(flags)}"
     names = ("python", "system", "torch", "mathkit", "diffusers", "device", "threads")
     facts = {"network": repr(study.p)} | {k: v for k, v in data.info().items() if k in names}
@@ -115,67 +114,10 @@ def _page(study: Study, parts: Sequence[dict[str, Any]]) -> str:
     return page.render(title=title, parts=parts, settings=head, command=command, style=style)
 
 
-def _flag(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line of `python -m mathkit report`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m mathkit report", description=__doc__, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument("--out", required=True, help="folder of the report")
-
-    add_settings(parser)
-    given = {k: v for k, v in vars(parser.parse_args(argv)).items() if v is not None}
-    print(make(Settings(**{k: v for k, v in given.items() if k != "out"}), given["out"]))
-
-
-ABOUT = {
-    "model": "a built-in name, a diffusers folder or a Hub id",
-    "revision": "of a Hub model",
-    "image": "a picture file, the subject in place of sample 0",
-    "prompt": "of a text model, or a class",
-    "other": "a text to compare the prompt with",
-    "guidance": "with the prompt",
-    "negative": "the text or class that guidance leads away from",
-    "region": "of the masked edits: left,top,right,bottom as shares, from 0 to 1, of what the model"
-    " sees, which of a photograph is its central square",
-    "samples": "how many are compared",
-    "times": "from 0 to T - 1, each moved to the nearest of the sampling grid",
-    "k": "directions of a basis",
-    "strength": "of the largest move, in shares of |x_t|",
-    "steps": "network calls of a sample and of an inversion",
-    "tol": "of each svd, in shares of s_1",
-    "seed": "of the first sample",
-    "device": "auto, cpu, cuda or mps",
-    "dtype": "float32, float16 or bfloat16",
-    "at": "the layer whose output is h, by its name in the network",
-}
-
-
-def add_settings(
-    parser: argparse.ArgumentParser,
-    leave_out: Sequence[str] = (),
-    about: Mapping[str, str] | None = None,
-) -> None:
-    """An option for each field of `Settings`; what is not given is None. about: other words."""
-
-    def numbers(text: str) -> tuple[float, ...]:
-        return tuple(map(float, text.split(",")))
-
-    def integers(text: str) -> tuple[int, ...]:
-        return tuple(map(int, text.split(",")))
-
-    kinds: dict[str, Callable[[str], Any]] = {"region": numbers, "times": integers}
-    for field in dataclasses.fields(Settings):
-        if field.name in leave_out:
-            continue
-        default: Any = field.default
-        kind = kinds.get(field.name, str if default is None else type(default))
-        shown = "none" if default is None else _flag(default)
-        shown = {"times": "900,700,500 of 1,000", "at": "its bottleneck"}.get(field.name, shown)
-        default = "" if shown in ("none", "") else f" (default {shown})"
-        words = (about or {}).get(field.name, ABOUT[field.name] + default)
-        parser.add_argument(f"--{field.name}", type=kind, help=words)
+    parser = options.parser("report", __doc__, "folder of the report")
+    options.add_fields(parser, Settings)
+    given = options.given(parser, argv)
+    out = given.pop("out")
+    print(make(Settings(**given), out))

@@ -1,4 +1,4 @@
-"""The modes in which f runs: operations that can be differentiated twice."""
+"""The mode in which f runs: operations that can be differentiated twice."""
 
 from __future__ import annotations
 
