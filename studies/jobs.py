@@ -30,6 +30,7 @@ from mathkit.show.puppets import CONTINUOUS, FEW_FACTORS, STRANGER, render, samp
 from mathkit.show.reader import read_factors
 from studies import baselines, conditions, model_card, neuron_edits
 from studies import crowds as crowd_table
+from studies.dials import survey_dials
 from studies.galaxies import survey_galaxies
 from studies.model_card import TIMES
 from studies.rows import TABLES
@@ -280,5 +281,6 @@ JOBS: dict[str, tuple[Callable[[], None], int]] = {
     "degree": (conditions.run_degree, 10),
     "pulls": (conditions.run_pulls, 15),
     **SURVEYS,
+    "dials": (survey_dials, 15),
     "galaxies": (survey_galaxies, 10),
 }

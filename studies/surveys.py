@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mathkit.chapters import treatment
 from mathkit.chapters.eigenfaces import eigenfaces
-from mathkit.chapters.treatment import encoder_svd
+from mathkit.chapters.treatment import Cases, encoder_svd
 from mathkit.data import NETWORKS
 from mathkit.diffusion import edits, sampling
 from mathkit.diffusion.encoder import MAPS, encoder
@@ -240,13 +240,21 @@ def effect_row(p: Model, u: Tensor, i: int, t: int) -> dict[str, Any]:
     }
     row: dict[str, Any] = {"index": i, "t": t}
     for name, V in groups.items():
-        ends = [
-            torch.cat([methods.treat(p, case, EDITS["plain"], v[None], [s]) for v in V])
-            for s in (-EFFECT_STRENGTH, EFFECT_STRENGTH)
-        ]
-        low, high = (read_factors(images)[:, : STRANGER + 1] for images in ends)
-        row[name] = rounded(high - low, 3)
+        row[name] = rounded(change_of_factors(p, case, V), 3)
     return row
+
+
+def change_of_factors(
+    p: Model, case: Cases, V: Tensor, strength: float = EFFECT_STRENGTH
+) -> Tensor:
+    """What is read differently at +strength than at -strength along each of V, (k, *shape): the ten
+    factors and P(Stranger), (k, 11)."""
+    ends = [
+        torch.cat([methods.treat(p, case, EDITS["plain"], v[None], [s]) for v in V])
+        for s in (-strength, strength)
+    ]
+    low, high = (read_factors(images)[:, : STRANGER + 1] for images in ends)
+    return high - low
 
 
 def survey_effects() -> None:

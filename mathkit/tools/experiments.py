@@ -117,8 +117,8 @@ def edits(study: Study) -> Iterator[Piece]:
         return move(p, x, t, v, s, 1)[-1]
 
     ways: dict[str, Callable[[float], tuple[Tensor, dict[str, Any]]]] = {
-        "plain": lambda s: (plain(s), {}),
         "random": lambda s: (plain(s, study.smooth(v)), {}),
+        "plain": lambda s: (plain(s), {}),
         "guided": lambda s: (guide(p, x, t, v, s, 4)[-1], {}),
         "normalised": lambda s: (normalise(p, plain(s), t, x), {}),
         "shooting": lambda s: (geodesic(f, x, v, s, 4, study.settings.k)[-1], {}),
@@ -133,8 +133,9 @@ def edits(study: Study) -> Iterator[Piece]:
                 moved, options = way(s)
             y = study.finish(moved, t, **options)
             images.append(y)
-            labels.append(f"{name} {s:+.2f}")
             reached = float((moved - x).norm() / x.norm())
+            told = "" if name == "injected" else f"\nlength {reached:.2f}"
+            labels.append(f"{name} {s:+.2f}{told}")
             lines.append([name, s, reached, float((y - before).abs().mean())])
     yield pictures.strip(
         torch.cat(images), labels, columns=4, title=f"Every edit, $v_1$ of h, t = {t}"
@@ -222,13 +223,14 @@ def distances(study: Study) -> Iterator[Piece]:
     levels = {"chance": chance, "floor": floor}
     title = f"Between samples: spans of {s.k} directions"
     yield curves.over_time(lines, levels=levels, ylabel="distance", title=title)
-    if len(study.times) > 1:
-        spans = [study.bases("h")[0, t].V.cpu() for t in study.times]
-        M = torch.tensor([[float(distance(a, b)) for a in spans] for b in spans])
-        yield pictures.heat(
-            M, rows=study.times, columns=study.times, label="distance",
-            title="Between times: sample 0, encoder h",
-        )  # fmt: skip
+    spans = [study.bases("h")[0, t].V.cpu() for t in study.times]
+    M = torch.tensor([[float(distance(a, b)) for a in spans] for b in spans])
+    title = "Between times: sample 0, encoder h"
+    if len(spans) > 2:
+        yield pictures.heat(M, rows=study.times, columns=study.times, label="distance", title=title)
+    elif len(spans) == 2:
+        a, b = study.times
+        yield f"{title}: from t = {a} to {b} a distance of {float(M[0, 1]):.2f}."
 
 
 def chance_distance(n: int, k: int) -> float:
