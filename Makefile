@@ -84,6 +84,7 @@ bench: $(BOOK)
 	@$(PY) -m book.build bench $(NAME)
 	@$(PY) tests/bench_svd.py
 	@$(PY) tests/bench_film.py
+	@$(PY) tests/bench_atlas.py
 	@$(PY) tests/bench_laboratory.py
 
 results: $(BOOK)
