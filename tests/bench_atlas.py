@@ -39,7 +39,9 @@ def main() -> None:
             for count, before in ((1, []), (2, TWO)):
                 found[count].append(seconds(before, f"{folder}/{count}-{i}"))
     one, two = (min(found[count]) for count in (1, 2))
-    print(f"atlas, 24 bases: one process {one:.0f} s, two {two:.0f} s: {one / two:.2f} times as fast")
+    print(
+        f"atlas, 24 bases: one process {one:.0f} s, two {two:.0f} s: {one / two:.2f} times as fast"
+    )
 
 
 if __name__ == "__main__":

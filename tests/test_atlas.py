@@ -109,6 +109,7 @@ def test_items_are_the_svd_at_the_samples_own_states(tiny: Path, whole: Path) ->
         assert r.gap == pytest.approx(expected.gap, rel=1e-2) and r.angle_bound is not None
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", MAPS)
 def test_each_map_agrees_with_its_dense_jacobian(tiny: Path, tmp_path: Path, name: str) -> None:
     atlas.build(tiny, tmp_path, name, samples=[1], times=[500], k=2, steps=5, tol=1e-5)

@@ -224,6 +224,7 @@ def test_colour_pictures_keep_their_shades():
     assert min(worst(style.palette(picture, 256), afresh())) > 20
 
 
+@pytest.mark.long
 def test_where_many_bytes_are_not_allowed_a_palette_is_the_last_resort():
     ax = GALLERY["row wrapped"]()
     sizes = [len(style.png(ax, limit)) for limit in (90_000, 30_000, 16_000)]
@@ -259,6 +260,7 @@ FITTED = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", FITTED)
 def test_no_empty_paper_lies_below_the_last_row(name):
     ax = FITTED[name]()
@@ -279,6 +281,7 @@ def test_a_narrow_strip_has_letters_of_the_same_size():
         assert one.get_fontsize() == other.get_fontsize()
 
 
+@pytest.mark.long
 def test_an_axes_given_is_the_one_that_comes_back():
     figure, axes = plt.subplots(2, 3, layout="constrained", figsize=(9, 6))
     draws = [
@@ -485,6 +488,7 @@ print([(Image.open(io.BytesIO(d)).mode, Image.open(io.BytesIO(d)).width) for d i
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("scale, env, width", [("", "", 960), ("scale=2", "", 1920),
                                                ("", "2", 1920)])  # fmt: skip
 def test_a_notebook_stores_figures_as_png_makes_them(tmp_path, scale, env, width):

@@ -59,6 +59,7 @@ def test_the_decoder_never_runs_and_the_network_stays_whole(p: UNetModel) -> Non
     assert not p.unet.mid_block._forward_hooks
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", MAPS)
 def test_every_derivative_is_the_finite_difference(p64: UNetModel, name: str) -> None:
     f, x, V, e = MAPS[name](p64, T), noise(p64), noise(p64, 4)[:, None], 1e-5

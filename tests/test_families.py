@@ -84,6 +84,7 @@ BETAS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("betas", BETAS)
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
 def test_a_pixel_model_samples_as_diffusers_does(
@@ -107,6 +108,7 @@ def test_a_pixel_model_samples_as_diffusers_does(
         inverts(p, 0.3 * first, 50)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_learned_variances_are_left_aside(prediction: str, tmp_path: Path) -> None:
     """FFHQ, AFHQ and flowers of P2: DDPMPipeline's own noise, its mean by the first channels."""
@@ -126,6 +128,7 @@ def test_learned_variances_are_left_aside(prediction: str, tmp_path: Path) -> No
     differentiable(p, x[:1], t)
 
 
+@pytest.mark.long
 def test_classes_are_bound_as_prompts_are(tmp_path: Path) -> None:
     from diffusers import UNet2DModel
 
@@ -181,6 +184,7 @@ def dit(place: Path) -> Any:
     return pipeline
 
 
+@pytest.mark.long
 def test_dit_samples_as_its_pipeline_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline = dit(tmp_path / "dit")
     p = mk.load_model(tmp_path / "dit")
@@ -279,6 +283,7 @@ def test_sdxl_samples_as_its_pipeline_does(xl: Any, guidance: float, negative: s
     assert (p.noise(x, 600) - p.prompted("man").noise(x, 600)).abs().max() > 1e-3
 
 
+@pytest.mark.long
 def test_sdxl_is_differentiated_inverted_and_decoded(xl: Any) -> None:
     p, x = mk.load_model(xl[0]).prompted("a man"), torch.randn(1, 4, 8, 8)
     differentiable(p, x, 600)
@@ -290,6 +295,7 @@ def test_sdxl_is_differentiated_inverted_and_decoded(xl: Any) -> None:
 # Other sizes ------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("size", [(24, 32), 8, (40, 16)])
 @pytest.mark.parametrize("kind", ["sd", "sdxl"])
 def test_another_size_is_the_pipeline_s_at_that_size(kind: str, size: Any, tmp_path: Path) -> None:
@@ -436,6 +442,7 @@ def test_a_pointer_of_git_lfs_is_named(folder: Path, name: str) -> None:
         mk.load_model(folder)
 
 
+@pytest.mark.long
 def test_a_checkpoint_s_networks_are_loaded_with_a_scheduler_named(folder: Path) -> None:
     """As the training scripts leave it: checkpoint-N/unet and unet_ema, no scheduler."""
     whole, x = mk.load_model(folder), torch.randn(1, 3, 16, 16)
@@ -584,6 +591,7 @@ COMMON = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", COMMON)
 def test_the_common_pipelines_are_read(kind: str, tmp_path: Path) -> None:
     place = tmp_path / kind

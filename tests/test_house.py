@@ -326,6 +326,7 @@ def test_a_name_that_leads_nowhere_is_found():
     assert missing("`mathkit.linear.svd.SVD.converge`") == ["mathkit.linear.svd.SVD.converge"]
 
 
+@pytest.mark.long
 def test_importing_mathkit_loads_nothing_heavy():
     code = f"import sys, mathkit; print([m for m in {HEAVY} if m in sys.modules])"
     assert python("-c", code, cwd=ROOT).stdout.strip() == "[]"
@@ -350,6 +351,7 @@ def site(tmp_path_factory):
     return folder / "site"
 
 
+@pytest.mark.long
 def test_the_wheel_holds_the_package_and_its_data_alone(site):
     names = {path.relative_to(site).parts[0] for path in site.rglob("*") if path.is_file()}
     assert names == {"mathkit", f"mathkit-{PROJECT['version']}.dist-info"}
@@ -358,6 +360,7 @@ def test_the_wheel_holds_the_package_and_its_data_alone(site):
     assert all((site / "mathkit" / name).exists() for name in ("py.typed", "tools/report.html"))
 
 
+@pytest.mark.long
 def test_the_wheel_loads_the_built_in_model_from_its_own_data(site, tmp_path):
     env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "MATHKIT_DATA")}
     said = python("-c", LOAD, cwd=tmp_path, env={**env, "PYTHONPATH": str(site)}).stdout

@@ -443,6 +443,7 @@ for owner in (torch.backends.cudnn.conv, torch.backends):
 """
 
 
+@pytest.mark.long
 def test_jacobian_beside_the_new_settings_of_precision():
     done = subprocess.run([sys.executable, "-c", SETTINGS], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -198,6 +198,7 @@ def test_a_cached_hub_model_needs_no_network_and_its_commit_is_recorded(
     assert "published SHA-256" in repr(mk.load_model("someone/old"))
 
 
+@pytest.mark.long
 def test_importing_the_package_imports_no_diffusers() -> None:
     names = "'diffusers', 'huggingface_hub', 'matplotlib', 'sklearn'"
     code = f"import sys, mathkit; print([m for m in ({names}) if m in sys.modules])"

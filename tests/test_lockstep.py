@@ -45,6 +45,7 @@ def five(A: mk.LinearMap) -> Any:
     return mk.svd(A, 5, tol=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", MAPS)
 def test_each_answer_is_the_svd_at_its_own_point(p: Any, name: str) -> None:
     f, x = MAPS[name](p, 500), torch.randn(3, 3, 16, 16)
@@ -57,6 +58,7 @@ def test_each_answer_is_the_svd_at_its_own_point(p: Any, name: str) -> None:
             assert off.flatten(1).norm(dim=1).max() <= 1.1e-4 * r.S[0]
 
 
+@pytest.mark.long
 def test_eight_points_take_at_most_a_sixth_of_the_calls(p: Any, calls: list[int]) -> None:
     f, x = MAPS["h"](p, 500), torch.randn(8, 3, 16, 16)
     side_by_side(f, x, five)  # its tape compared with autograd

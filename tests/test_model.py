@@ -201,6 +201,7 @@ def test_a_wrapped_network_is_the_one_inside(tiny_unet: Any, wrap: Any) -> None:
     assert torch.equal(mk.encoder(p, 5)(x), mk.encoder(plain, 5)(x))
 
 
+@pytest.mark.long
 def test_an_edit_of_h_reaches_a_network_compiled_before(tiny_unet: Any) -> None:
     p, x = UNetModel(tiny_unet, linear_schedule()), torch.randn(1, 3, 16, 16)
     edit = mk.inject(lambda h: h, 900, 0, 2.0)

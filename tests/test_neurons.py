@@ -118,6 +118,7 @@ def test_the_rows_pick_their_neurons(table):
     assert others == again
 
 
+@pytest.mark.long
 def test_a_sweep_gives_a_record_for_each_row_and_strength(p, ill, table):
     few = {row: strengths[:2] for row, strengths in neuron_edits.STRENGTHS.items()}
     made = neuron_edits.planned_edits(table, 0), few

@@ -36,6 +36,7 @@ def test_the_reader_notices_a_factor_that_moved(frames):
     assert 1 - wrong < 0
 
 
+@pytest.mark.long
 def test_the_fit_finds_the_factors_and_the_distance(frames):
     q, images = frames
     noise = 0.05 * torch.randn(images[:12].shape, generator=torch.Generator().manual_seed(0))
@@ -44,6 +45,7 @@ def test_the_fit_finds_the_factors_and_the_distance(frames):
     assert torch.allclose(distance, torch.full((12,), 0.05), rtol=0.05)
 
 
+@pytest.mark.long
 def test_the_fit_measures_the_distance_of_what_is_no_puppet(frames):
     _, images = frames
     strange = images[:4].flip(2)

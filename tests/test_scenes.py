@@ -259,6 +259,7 @@ def test_a_clip_has_a_poster_and_its_arrays(tmp_path):
         assert still.size == (320, 180)
 
 
+@pytest.mark.long
 def test_a_poster_of_noise_is_small_too():
     noise = np.random.default_rng(0).integers(0, 256, (720, 1280, 3)).astype(np.uint8)
     assert len(clips.poster(noise)) <= clips.POSTER

@@ -137,6 +137,7 @@ def plain_percentile(a):
     return torch.quantile(draws, torch.tensor([0.025, 0.975], dtype=a.dtype)).tolist()
 
 
+@pytest.mark.long
 def test_bootstrap_covers_ten_units_and_the_check_catches_plain_percentiles():
     ours = misses(lambda a: scores.bootstrap(a, resamples=1000)[1:3])
     assert 0.03 <= ours <= 0.066  # 0.05 meant; a standard error is 0.005

@@ -111,6 +111,7 @@ def test_a_pickle_with_code_is_refused_and_never_runs(tmp_path: Path) -> None:
 # The Hub -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_without_a_network_every_name_fails_within_seconds() -> None:
     """Also the pinned one, whose commit the client would look up for half a minute."""
     code = """
@@ -416,6 +417,7 @@ def test_decode_takes_latents_alone() -> None:
         text_model().decode(torch.zeros(1, 3, 16, 16))
 
 
+@pytest.mark.long
 def test_inversion_takes_images_or_latents_and_comes_back() -> None:
     p, images = text_model().prompted("a smiling man"), torch.rand(2, 3, 16, 16) * 2 - 1
     few, same = (mk.invert(p, x, T, steps=3) for x in (images, p.encode(images)))
@@ -428,6 +430,7 @@ def test_inversion_takes_images_or_latents_and_comes_back() -> None:
     assert mk.sample(p, 2, steps=3).shape == (2, 4, 8, 8)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_jacobians_through_cross_attention_and_layer_norm(prediction: str) -> None:
     """Push against central differences and forward mode, pull against autograd, in float64."""
@@ -482,6 +485,7 @@ def attending(kind: str) -> tuple[Callable[[Tensor], Tensor], Tensor]:
     return mk.posterior_mean(p, T), torch.randn(1, 8, 4, dtype=torch.float64)
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:There is a performance drop because we have not yet")
 @pytest.mark.parametrize(
     "kind", ["h", "mean", "decode", "plain", "causal", "mask", "module", "weights"]
@@ -553,6 +557,7 @@ def test_the_top_directions_of_a_text_model_and_moves_along_them() -> None:
     assert mk.guide(p, x, T, r.V[0], 0.2, 2).shape == (3, 1, 4, 8, 8)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_network_in_half_precision_speaks_float32(dtype: torch.dtype) -> None:
     p, fine = (text_model(dtype=d).prompted("a man") for d in (dtype, torch.float32))
@@ -646,6 +651,7 @@ def test_a_repository_without_a_prompt_is_given_the_empty_one(
     assert capfd.readouterr() == ("", ""), "nor does it say anything"
 
 
+@pytest.mark.long
 def test_published_files_of_2022_are_the_same_model(folder: Path) -> None:
     """Pickles everywhere, the text encoder's names with a prefix and a table of positions, the
     VAE's attention with its old names and no scaling factor in its config."""

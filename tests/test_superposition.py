@@ -167,6 +167,7 @@ def test_the_loss_is_the_closed_form_where_there_is_one():
         assert float(by_rule) == pytest.approx(value, rel=1e-3)
 
 
+@pytest.mark.long
 def test_five_sparse_features_make_a_pentagon_and_dense_ones_keep_two():
     features = law(0.05, 0.05, 0.05, 1.0, 1.0, 1.0)  # a start may end in a worse arrangement
     tries = superposition.train(
@@ -181,6 +182,7 @@ def test_five_sparse_features_make_a_pentagon_and_dense_ones_keep_two():
     assert abs(float(superposition.dimensions_per_feature(toys.W)[1]) - 1) < 0.2
 
 
+@pytest.mark.long
 def test_a_linear_model_is_pca():
     """Without the ReLU, and with a bias, the rows of W span the top principal axes of the data."""
     features = law(0.5, n=6, sets="correlated", size=2)
@@ -274,6 +276,7 @@ def test_the_closed_border_is_where_the_two_losses_meet():
     assert float(superposition.border(torch.tensor(1.0))) == pytest.approx(4 / 7)
 
 
+@pytest.mark.long
 def test_the_free_border_lies_outside_the_closed_one_and_is_symmetric():
     importance = torch.tensor([0.1, 0.25, 0.5, 2.0, 10.0])
     free = superposition.best_border(importance)

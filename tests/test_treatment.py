@@ -224,6 +224,7 @@ def test_the_projection_removes_what_the_rest_sees(ill, monkeypatch):
     assert (projected * b).sum() == pytest.approx(0.0, abs=1e-3)
 
 
+@pytest.mark.long
 def test_a_sweep_gives_one_record_a_row_and_strength(ill, known):
     rows = [Row("random", "random"), Row("noise", "noise")]
     average = ill.x0[:1]
@@ -296,6 +297,7 @@ SOME = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("row", SOME, ids=lambda row: row.name)
 def test_every_row_gives_one_unit_direction_and_its_opposite_with_the_other_sign(small, row):
     p, case = small
@@ -334,6 +336,7 @@ def test_local_rows_are_the_singular_vectors_of_their_map(small):
     assert torch.allclose(span @ V.T @ V, span, atol=1e-4)
 
 
+@pytest.mark.long
 def test_no_first_step_gains_more_than_the_aimed_one(small):
     p, case = small
     average = torch.full_like(case.x0, 0.3)
@@ -384,6 +387,7 @@ def test_where_there_is_no_way_to_go_a_clipped_step_is_none_and_a_unit_step_is_w
     assert float(whole.norm()) == pytest.approx(1.0, abs=1e-4) and float(none.norm()) < 1e-3
 
 
+@pytest.mark.long
 def test_a_shorter_direction_makes_a_shorter_step_where_the_row_has_a_clip(small):
     p, case = small
     plain = Row("r", "aimed", after=(208,), course=(208,))
@@ -435,6 +439,7 @@ def test_the_counterfactual_direction_leads_to_the_cure(ill):
     assert (v * unit(case.cure)).sum() > 0.999
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("edit", ["move", "guide", "shoot", "inject"])
 def test_every_edit_gives_an_image_a_strength_and_leaves_it_at_none(small, edit):
     p, case = small
@@ -471,6 +476,7 @@ def test_the_aftercare_takes_the_rest_back_where_the_model_is_linear(ill, known,
     assert ((after - before) * known.a).sum() == pytest.approx(9.0, rel=0.02)  # he stays gone
 
 
+@pytest.mark.long
 def test_the_aftercare_follows_its_times(small):
     p, case = small
     row = Row("h", "h", after=(208, 83))
@@ -481,6 +487,7 @@ def test_the_aftercare_follows_its_times(small):
     assert drift[1] < drift[0]
 
 
+@pytest.mark.long
 def test_a_course_takes_its_step_again_at_each_later_time(small):
     p, case = small
     row = Row("r", "random", after=(208, 125, 83), course=(208, 83))
