@@ -10,7 +10,7 @@ import mathkit as mk
 from mathkit import data, scores
 from mathkit.chapters import eigenfaces, neurons, treatment
 from mathkit.show import posterior, puppets
-from studies import crowds, jobs, methods, model_card, neuron_edits, rows, surveys, trial
+from studies import crowds, dials, jobs, methods, model_card, neuron_edits, rows, surveys, trial
 
 pytestmark = pytest.mark.patient
 COURSES = [name for name, part in rows.TABLES.items() if all(row.course for row in part.rows)]
@@ -179,6 +179,13 @@ def test_a_row_of_the_manifold_is_what_it_was(p):
     images = methods.treat(p, case, surveys.EDITS[name], v, table["strengths"])
     change = (images - case.x0).abs().mean((1, 2, 3))
     assert change.tolist() == pytest.approx(row[name]["change"], abs=0.02), (row["index"], name)
+
+
+def test_what_directions_do_to_the_dials_is_what_it_was(p):
+    row, _ = a_row("dials")
+    found = dials.dial_row(p, None, row["index"], row["t"])
+    now, then = (torch.tensor(r["h"])[0] for r in (found, row))  # a sign means nothing
+    assert min((now - then).abs().max(), (now + then).abs().max()) < 0.1, row
 
 
 def a_row(name):
