@@ -14,7 +14,6 @@ clips    a film of each chapter, in _build/clips/ (--keep: also the two that the
 
 import argparse
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,7 @@ from book import pages, press, scan, store, teach
 from book.execute import Outcome, cores, execute, graft, kept, read
 from book.laboratory import pack
 from book.paths import BOOK, BUILD, HTML, REFERENCE, ROOT, chapters
+from mathkit import data
 
 CLIP_PAGE = "make_your_own_clip"
 
@@ -184,10 +184,9 @@ def handout(names: list[str]) -> None:
 def lab() -> None:
     """The reader's own copies: what is missing is copied, what is there is never touched."""
     folder = ROOT / "lab"
-    folder.mkdir(exist_ok=True)
     for path in chapters():
         if not (folder / path.name).exists():
-            shutil.copy(path, folder)
+            data.store(folder / path.name, path.read_bytes())
     subprocess.run([sys.executable, "-m", "jupyter", "lab", str(folder)])
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +28,8 @@ FPS, SIZE = 30, (1280, 720)
 
 def clips(names: list[str], keep: bool = False) -> None:
     """Make the clips of some chapters, all by default, and print what each weighs and took."""
+    for folder in (CLIPS, *([KEPT] if keep else [])):
+        data.claim(folder)
     for path in chapters(names):
         began, scene = time.monotonic(), BY_CHAPTER[path.stem[:2]]()
         made = clip(scene, CLIPS / f"{path.stem}.mp4")
@@ -36,10 +37,9 @@ def clips(names: list[str], keep: bool = False) -> None:
         took = f"{len(scene) / FPS:.0f} s of film made in {time.monotonic() - began:.0f} s"
         print(f"{made}  {size / 1000:.0f} kB, {took}{', over' if size > MOST else ''}")
         if keep and path.stem[:2] in NAMES:
-            KEPT.mkdir(exist_ok=True)
             for end in (".mp4", ".png"):
                 name = f"{NAMES[path.stem[:2]]}{end}"
-                shutil.copyfile(made.with_suffix(end), KEPT / name)
+                data.store(KEPT / name, made.with_suffix(end).read_bytes())
 
 
 def clip(scene: Scene, path: Path, size: tuple[int, int] = SIZE) -> Path:

@@ -60,7 +60,9 @@ def code_cells(nb: Any) -> list[Any]:
 @functools.cache
 def package_digest() -> str:
     """One hash of what every chapter rests on: the package and what it loads from data/."""
-    return files_digest(ROOT, "mathkit/**/*.py", "studies/*.py", "data/*.json", "data/results/*")
+    return files_digest(
+        ROOT, "mathkit/**/*.py", "studies/*.py", "data/*.json", "data/results/*.json"
+    )
 
 
 def files_digest(root: Path, *patterns: str) -> str:
@@ -84,7 +86,7 @@ def setting(nb: Any, quick: bool) -> str:
     """What else decides them on this machine, for the copies under _build/."""
     versions = [importlib.metadata.version(name) for name in ("torch", "diffusers", "matplotlib")]
     other = data.folders()[:1] if os.environ.get("MATHKIT_DATA") else []
-    mine = [files_digest(folder, "*.json", "results/*") for folder in other]
+    mine = [files_digest(folder, "*.json", "results/*.json") for folder in other]
     if any("galaxies" in cell.source for cell in code_cells(nb)):
         mine += ["galaxies"] * galaxies.installed()
     return " ".join(["quick" if quick else "full", platform.python_version(), *versions, *mine])
@@ -253,10 +255,7 @@ def keep(nb: Any, copy: Path, quick: bool, seconds: float) -> None:
         "seconds": round(seconds),
     }
     nb.metadata["mathkit_run"] = stamp | {"seconds": round(seconds)}
-    copy.parent.mkdir(parents=True, exist_ok=True)
-    new = copy.with_suffix(".new")
-    nbformat.write(nb, new)
-    os.replace(new, copy)
+    data.store(copy, f"{nbformat.writes(nb)}\n".encode())
 
 
 async def gather(
@@ -290,6 +289,8 @@ def execute(
     copies = {path: folder / path.name for path in paths}
     stored = {path: kept(path, copy, quick) for path, copy in copies.items()}
     todo = [(path, copy) for path, copy in copies.items() if stored[path] is None]
+    if todo:
+        data.claim(folder)
     cells = sum(bool(c.source.strip()) for path, _ in todo for c in code_cells(read(path)))
     with tqdm(total=cells, unit="cell", desc=f"{len(todo)} notebooks", disable=not todo,
               file=sys.stderr, mininterval=1.0) as bar:  # fmt: skip

@@ -245,15 +245,33 @@ def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
+def claim(folder: Path) -> None:
+    """Make a folder, and try a file in it: before the work, not when its result is to be stored.
+
+    Raises OSError that says what to do where the folder takes no files.
+    """
+    probe = folder / f".{os.getpid()}.part"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"{folder} takes no files: {error.strerror}. What is finished is kept: mend that, or "
+            "name another folder if the command takes one, and run it again",
+        ) from error
+
+
 def store(path: Path, content: bytes) -> None:
     """Write a file, whole or not at all, whenever the process or the machine stops.
 
     Raises OSError that says what to do. A kill leaves PATH.PID.part at most.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Of this process alone: one that outlived its parent may still write the same file.
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(part, "wb") as file:
             file.write(content)
             file.flush()

@@ -66,6 +66,7 @@ def main(names: Sequence[str] = ()) -> None:
         raise ValueError(f"no job is called {unknown[0]!r}; there are: {', '.join(JOBS)}")
     if data.folders()[0].resolve() != data.clone().resolve():
         raise ValueError("tables are written to the clone's data/: unset MATHKIT_DATA")
+    data.claim(data.clone() / "results")
     for name in names or [name for name in JOBS if is_stored(name)]:
         work, minutes = JOBS[name]
         print(f"{name}: about {minutes} minutes on two cores; what is finished is kept")

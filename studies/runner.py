@@ -38,9 +38,10 @@ def job(
 
     rank, world = processes()
     folder = SCRATCH / name / "-".join(h[:12] for h in (data.fingerprint(networks), settings) if h)
-    folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{i}.json" for i in range(len(items))]
     mine = [i for i in range(rank, len(items), world) if not paths[i].exists()]
+    if mine:
+        data.claim(folder)
     for i in tqdm(mine, desc=name, mininterval=5, disable=rank > 0):
         began = time.monotonic()
         rows = work(items[i])
@@ -65,6 +66,7 @@ def _answer(path: pathlib.Path, item: Any) -> dict[str, Any]:
 def once(place: pathlib.Path, find: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     """What the first process finds, in half precision, by way of a file that all others await."""
     if processes()[0] == 0 and not place.exists():
+        data.claim(place.parent)
         found = {name: v.half().contiguous() for name, v in find().items()}
         data.store(place, save(found))
     while not place.exists():

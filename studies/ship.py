@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from mathkit import data
@@ -54,7 +54,6 @@ def copy_in(
 
 def write_manifest(folder: str | Path, files: list[Entry]) -> None:
     """Write manifest.json and the data.README.md made from it."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
     text = json.dumps({"files": files}, indent=1, allow_nan=False) + "\n"
     data.store(Path(folder) / data.MANIFEST, text.encode())
     data.store(Path(folder) / data.README, readme(files).encode())
@@ -156,7 +155,7 @@ def ship() -> None:
             command += f" --from {begun.read_text().strip()}"
         if name == "reader":
             path = train.RUNS / name / "reader.safetensors"
-            save_file(half, path)
+            data.store(path, save(half))
             net = train.make_reader().eval()
             net.load_state_dict({k: v.float() for k, v in half.items()})
             copy_in({path.name: path}, command, 0, train.reader_metrics(net))

@@ -77,6 +77,8 @@ def fit(
         net.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=1e-4, fused=True
     )
     done, seen = _resume(path, net, mean, adam), 0.0
+    if rank == 0 and done < steps:
+        data.claim(path.parent)
     shared = _shared(net) if world > 1 else net
     bar = tqdm(
         range(done, steps), name, initial=done, total=steps, mininterval=10, disable=rank > 0

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from mathkit import data
@@ -191,7 +191,7 @@ def write_protocol() -> None:
     if processes()[0] > 0:
         return
     place = data.clone() / KEPT
-    save_file(half, place)
+    data.store(place, save(half))
     table = {
         "t": EDIT_TIME, "limit": ward.limit, "unrelated": ward.unrelated,
         "primary": PRIMARY, "control": CONTROL, "doses": list(DOSES), "low": LOW,

@@ -1,15 +1,12 @@
-"""The atlas: each item is mk.svd of its map, and neither kills, nor a full disk, nor a second
-process changes one byte of it."""
+"""The atlas: each item is mk.svd of its map, and neither a full disk nor a second process changes
+one byte of it; nor a kill, in test_killed.py."""
 
 import errno
 import json
 import os
-import random
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -212,91 +209,7 @@ def test_half_precision_halves_the_files(
     assert sizes[0] < 0.6 * sizes[1]
 
 
-# Killed, and gone on with ------------------------------------------------------------------------
-
-
-class Killed(BaseException):
-    """Nothing in the job catches this, as nothing catches SIGKILL."""
-
-
-@pytest.fixture
-def kill_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], list[int]]]:
-    """kill_at(n): the n-th dangerous moment (-1: none) kills; gives the count so far in [0]."""
-    count, mortal = [0], [-1]
-
-    def tick() -> None:
-        count[0] += 1
-        if count[0] == mortal[0]:
-            raise Killed
-
-    def around(f: Callable[..., Any]) -> Callable[..., Any]:
-        def g(*args: Any, **kw: Any) -> Any:
-            tick()
-            answer = f(*args, **kw)
-            tick()
-            return answer
-
-        return g
-
-    class Pen:
-        """A file that may be killed when half of its content is on the disk."""
-
-        def __init__(self, *args: Any) -> None:
-            self.file = open(*args)
-
-        def __enter__(self) -> "Pen":
-            return self
-
-        def __exit__(self, *error: Any) -> None:
-            self.file.close()
-
-        def write(self, content: bytes) -> None:
-            self.file.write(content[: len(content) // 2])
-            self.file.flush()
-            tick()
-            self.file.write(content[len(content) // 2 :])
-
-        def flush(self) -> None:
-            self.file.flush()
-
-        def fileno(self) -> int:
-            return self.file.fileno()
-
-    def arm(at: int) -> list[int]:
-        count[0], mortal[0] = 0, at
-        return count
-
-    for name in ("svd", "walk", "_packed"):
-        monkeypatch.setattr(atlas, name, around(getattr(atlas, name)))
-    for name in ("fsync", "replace"):
-        monkeypatch.setattr(os, name, around(getattr(os, name)))
-    opened = {"wb": Pen, "rb": open}
-    monkeypatch.setattr(data, "open", lambda path, mode: opened[mode](path, mode), raising=False)
-    yield arm
-    arm(-1)
-
-
-@pytest.mark.slow
-def test_killed_at_ten_points_it_ends_with_the_same_bytes(
-    tiny: Path, whole: Path, tmp_path: Path, kill_at: Callable[[int], list[int]]
-) -> None:
-    moments = kill_at(-1)
-    atlas.build(tiny, tmp_path / "counted", **SMALL)
-    total = moments[0]
-    assert total > 30
-    for at in random.Random(0).sample(range(1, total + 1), 10):
-        place, kills = tmp_path / f"killed{at}", 0
-        while True:
-            kill_at(at)
-            try:
-                atlas.build(tiny, place, **SMALL)
-                break
-            except Killed:
-                kills += 1
-                done = {n: c for n, c in content_of(place).items() if not n.endswith(".part")}
-                assert done.items() <= content_of(whole).items(), "a finished file is whole"
-                at += 12  # later each time, so that it comes to an end
-        assert kills and content_of(place) == content_of(whole)
+# Gone on with -------------------------------------------------------------------------------------
 
 
 def test_what_is_finished_is_not_done_again(
@@ -325,24 +238,6 @@ def test_only_leftovers_of_its_own_are_cleared(tiny: Path, copy: Path) -> None:
 
 def job(*words: str) -> list[str]:
     return [sys.executable, "-m", *words]
-
-
-@pytest.mark.slow
-def test_a_killed_process_is_gone_on_with(tiny: Path, tmp_path: Path) -> None:
-    more = {**SMALL, "samples": [*range(4)], "times": GRID}
-    flags = ["--samples", "0:4", "--times", "999,749,500,250,0", "--k", "3", "--steps", "5"]
-    out = tmp_path / "killed"
-    words = job("mathkit", "atlas", "--model", str(tiny), "--out", str(out), *flags)
-    running = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.DEVNULL)
-    while len(list(out.glob("*.safetensors"))) < 3:
-        assert running.poll() is None
-        time.sleep(0.01)
-    running.send_signal(signal.SIGKILL)
-    assert running.wait() == -signal.SIGKILL
-    assert 0 < len(atlas.load_atlas(out).missing) <= 17
-    subprocess.run(words, cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
-    atlas.build(tiny, tmp_path / "whole", **more)
-    assert content_of(out) == content_of(tmp_path / "whole")
 
 
 @pytest.mark.slow

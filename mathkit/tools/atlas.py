@@ -286,7 +286,8 @@ def _item_numbers(p: Model, s: dict[str, Any]) -> int:
 def _begun(folder: Path, settings: dict[str, Any], state: Any) -> Atlas:
     """The atlas of these settings; the first process writes them down where there are none."""
     if state.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
+        if Atlas(folder, settings).missing:
+            data.claim(folder)
         for ours in (MANIFEST, "sample*_t*.safetensors"):
             for part in folder.glob(f"{ours}.*.part"):
                 part.unlink(missing_ok=True)

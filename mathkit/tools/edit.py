@@ -12,6 +12,7 @@ was told it need not be told again. Give --region to change one part and leave t
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -228,8 +229,9 @@ def run(folder: Path, direction: int | None, given: dict[str, Any]) -> list[str]
     a = photo.study.settings.strength if strength is None else strength
     image = photo.edited(direction, a)
     name = f"direction-{direction}{a:+.3g}"
-    folder.joinpath(f"{name}.png").parent.mkdir(parents=True, exist_ok=True)
-    image.save(folder / f"{name}.png")
+    raw = io.BytesIO()
+    image.save(raw, "PNG")
+    data.store(folder / f"{name}.png", raw.getvalue())
     data.store(folder / f"{name}-strip.png", style.png(photo.ladder(direction, a), SHEET_LIMIT))
     return [str(folder / f"{name}.png"), str(folder / f"{name}-strip.png")]
 

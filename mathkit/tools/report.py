@@ -83,6 +83,7 @@ def _made(name: str, part: Callable[[Study], Iterator[Piece]], study: Study) -> 
 
 def begin(path: Path, settings: dict[str, Any]) -> None:
     """Note the settings in a file, or compare them with those noted; ValueError if they differ."""
+    data.claim(path.parent)
     now = json.loads(json.dumps(settings))
     if not path.exists():
         return data.store(path, (json.dumps(now, indent=1) + "\n").encode())
