@@ -629,6 +629,15 @@ def test_check_adjoint_fails_on_a_pull_wrong_by_a_thousandth(dtype, m, n):
             mk.check_adjoint(A, k=64)  # one pair misses it by chance, not all of these
 
 
+@pytest.mark.parametrize("m", [1, 2, 40])
+def test_one_pair_sees_a_pull_of_the_wrong_size_whatever_its_seed(m):
+    M = torch.randn(m, 5).double()
+    A = mk.LinearMap(lambda V: V @ M.T, lambda U: 1.001 * U @ M, 5, m, torch.float64)
+    for seed in range(64):
+        with pytest.raises(AssertionError, match="not the transpose"):
+            mk.check_adjoint(A, 1, seed)
+
+
 @pytest.mark.parametrize("forth, back", [(torch.bfloat16, None), (None, torch.bfloat16)])
 def test_check_adjoint_allows_what_the_coarser_of_the_two_answers_can_tell(forth, back):
     """A push off by a fiftieth: within the rounding of bfloat16 on either side, not of float32."""
