@@ -25,6 +25,13 @@ def test_a_wave_has_all_its_power_at_its_frequency():
     assert torch.allclose(power.amax(1), torch.ones(4).double(), atol=1e-6)
 
 
+def test_two_draws_are_the_least_that_have_an_error():
+    A = mk.matrix(torch.randn(3, 4))
+    assert spectrum.total_stretch(A, draws=2)[1] > 0
+    with pytest.raises(ValueError, match="draws is an integer >= 2"):
+        spectrum.total_stretch(A, draws=1)
+
+
 def test_white_noise_fills_the_rings_by_their_size():
     V = torch.randn(200, 1, 16, 16, generator=torch.Generator().manual_seed(0))
     _, power = spectrum.spectral_density(V)
@@ -144,6 +151,8 @@ def test_paths_begin_and_end_where_they_should_and_shooting_says_by_how_much_it_
         gap = float((path[-1] - y[0]).norm() / (y - x).norm())
         assert gap == pytest.approx(miss if name == "shooting" else 0, abs=1e-6)
     assert 0 < miss < 0.6
+    far = (found["shooting"] - x[0]).norm(dim=1)
+    assert torch.allclose(far, torch.linspace(0, float((y - x).norm()), 13).double())
     norms = found["slerp"].norm(dim=1)
     assert torch.allclose(
         norms, torch.linspace(float(x.norm()), float(y.norm()), 13).double(), atol=1e-6

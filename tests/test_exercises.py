@@ -21,6 +21,18 @@ def said(answer, truth, *args, **kwargs):
     return verdict.message
 
 
+@pytest.mark.parametrize(
+    "answer, truth", [([2.0, 2.0, 2.0], 2.0), ([VECTOR, VECTOR], VECTOR), (2.0, [2.0, 2.0])]
+)
+def test_the_right_numbers_too_often_or_too_seldom_are_not_right(answer, truth):
+    """As broadcasting would have them."""
+    assert "was expected; yours is" in said(answer, truth)
+
+
+def test_a_small_number_is_not_a_wrong_zero():
+    assert said(5e-7, 1e-4, mistakes={"nothing there": 0.0}) != "Not yet: nothing there."
+
+
 # --- right ---------------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ import mathkit as mk
 from mathkit import data
 from mathkit.diffusion.gaussian import GaussianModel
 from mathkit.diffusion.model import linear_schedule
+from mathkit.diffusion.networks import network_shape
 from mathkit.diffusion.sampling import start
 from mathkit.tools import atlas
 
@@ -106,6 +108,15 @@ def test_a_pixel_model_samples_as_diffusers_does(
     same(mk.load_model(pipeline).noise(first, times[1]), p.noise(first, times[1]))
     if prediction == "v_prediction":
         inverts(p, 0.3 * first, 50)
+
+
+def test_a_table_of_one_time_is_the_least(tmp_path: Path) -> None:
+    pixel(tmp_path / "p", ddim(num_train_timesteps=1))
+    p = mk.load_model(tmp_path / "p")
+    assert mk.timesteps(p, 0, 5) == [0] and p.levels.top == 0
+    standins.edit(tmp_path / "p/scheduler/scheduler_config.json", num_train_timesteps=0)
+    with pytest.raises(ValueError, match="num_train_timesteps is an integer in 1"):
+        mk.load_model(tmp_path / "p")
 
 
 @pytest.mark.long
@@ -475,6 +486,13 @@ def test_a_side_that_does_not_halve_is_told(folder: Path) -> None:
         ValueError, match="sides 30 x 30, and it halves them 3 times: .*multiples of 8"
     ):
         mk.load_model(folder)
+    four = {"in_channels": 4, "out_channels": 4, "down_block_types": ["DownBlock2D"] * 3}
+    for sides in ((8, 6), (6, 8)):
+        with pytest.raises(ValueError, match=f"sides {sides[0]} x {sides[1]}, and it halves"):
+            network_shape(SimpleNamespace(**four, sample_size=sides))
+    assert network_shape(SimpleNamespace(**four, sample_size=(8, 4))) == (4, 8, 4)
+    del four["down_block_types"]
+    assert network_shape(SimpleNamespace(**four, sample_size=1)) == (4, 1, 1)
 
 
 def test_a_latent_network_without_its_index_is_no_pixel_model(folder: Path) -> None:

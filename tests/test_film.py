@@ -216,6 +216,7 @@ def test_frames_may_be_tensors_and_figures(tmp_path):
     assert np.array_equal(film.rgb(x)[7, 9], [0, 153, 255])
     fig = plt.figure(figsize=(2, 1), dpi=50)
     assert film.rgb(fig).shape == (50, 100, 4)
+    assert np.array_equal(film.rgb(torch.cat([x, -x[:1]]))[7, 9], [0, 153, 255, 255])
     plt.close(fig)
 
 
@@ -225,6 +226,13 @@ def test_frames_are_fitted_and_centred(tmp_path):
     frame = np.asarray(Image.open(tmp_path / "a_0.png"))
     assert frame.shape == (20, 40, 3)
     assert (frame[:, 10:30] == 255).all() and not frame[:, :10].any() and not frame[:, 30:].any()
+
+
+@pytest.mark.parametrize("flat", [(1, 90, 3), (90, 1, 3)])
+def test_what_would_be_scaled_to_nothing_keeps_a_line(tmp_path, flat):
+    film.clip([np.full(flat, 255, np.uint8)], tmp_path / "a_%d.png", size=(30, 30))
+    frame = np.asarray(Image.open(tmp_path / "a_0.png"))
+    assert [frame.any((1, 2)).sum(), frame.any((0, 2)).sum()] == [min(n, 30) for n in flat[:2]]
 
 
 def test_progress_counts_and_a_look_sees_the_number(tmp_path):

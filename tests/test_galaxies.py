@@ -141,7 +141,10 @@ def test_a_file_of_another_layout_is_refused(tmp_path: Path) -> None:
     right, path = galaxy_files.arrays(), tmp_path / "network.eqx"
     refused(galaxy_files.write(path, right[:-1]), "is no such network: expected conv_in.*42 arrays")
     refused(galaxy_files.write(path, right[:7]), "is no such network")
-    refused(galaxy_files.write(path, [right[0].ravel(), *right[1:]]), "is no such network")
+    for i in (0, -3, -1):
+        other = list(right)
+        other[i] = np.ones(3, np.float32)
+        refused(galaxy_files.write(path, other), "is no such network: expected conv_in.*43 arrays")
     refused(galaxy_files.write(path, [*right[:5], right[5][:-1], *right[6:]]), "is no such network")
     broken = [right[0] * np.nan, *right[1:]]
     refused(galaxy_files.write(path, broken), "NaN or infinity in array 1")

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import mathkit as mk
-from mathkit.linear import jacobian
+from mathkit.linear import jacobian, smooth
 from mathkit.linear._tape import convolution, tape
 from mathkit.linear._tape.tape import Tape
 
@@ -110,6 +110,15 @@ def test_jacobian_agrees_with_finite_differences_and_reverse_mode(name):
 
 
 @f64
+@pytest.mark.parametrize("weight, bias", [(0, 0), (1, 0), (0, 1), (1, 1)])
+@pytest.mark.parametrize("shape", [(5,), (4, 5)])
+def test_a_layer_norm_in_plain_operations_is_torch_s(weight, bias, shape):
+    x = torch.randn(2, 3, 4, 5)
+    extra = (torch.randn(shape) if weight else None, torch.randn(shape) if bias else None)
+    ours = smooth._layer_norm(x, shape, *extra, eps=0.1)
+    torch.testing.assert_close(ours, F.layer_norm(x, shape, *extra, eps=0.1))
+
+
 def test_jacobian_is_the_dense_one():
     net = nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 3))
     x = torch.randn(1, 5)

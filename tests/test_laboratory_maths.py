@@ -514,6 +514,7 @@ def test_a_saved_direction_is_read_back_to_the_bit(page, tmp_path):
     d = read_direction(path)
     assert (d.seed, d.index, d.t, d.map, d.strength) == (3, 1, 500, "h", -0.25)
     assert d.v.shape == (1, 3, 64, 64) and torch.equal(d.v.flatten(), job["v"])
+    assert d == d and d != read_direction(path), "one and the same, or another"
 
 
 @pytest.mark.parametrize(

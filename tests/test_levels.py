@@ -17,7 +17,7 @@ import mathkit as mk
 from mathkit.diffusion import levels
 from mathkit.diffusion.gaussian import GaussianModel
 from mathkit.diffusion.levels import Levels
-from mathkit.diffusion.load import thresholded
+from mathkit.diffusion.load import _bounded, thresholded
 from mathkit.diffusion.model import Model, linear_schedule
 from mathkit.diffusion.networks import UNetModel
 from mathkit.diffusion.sampling import ddim_step, noised, start, walk
@@ -336,6 +336,9 @@ def test_thresholding_is_diffusers_own() -> None:
         weak(linear_schedule()), scheduler=cosine(thresholding=True, sample_max_value=1.5)
     )
     assert p.bound is not None and p.bound(x0).abs().max() == 1
+    # What a config leaves out is as diffusers has it.
+    bound, theirs = _bounded(p, {"thresholding": True}).bound, DDPMScheduler(thresholding=True)
+    torch.testing.assert_close(bound(x0 / 2), theirs._threshold_sample(x0 / 2))
 
 
 def test_an_edit_of_h_where_nothing_is_seen_is_refused(tiny_unet: Any) -> None:

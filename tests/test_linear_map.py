@@ -629,6 +629,26 @@ def test_check_adjoint_fails_on_a_pull_wrong_by_a_thousandth(dtype, m, n):
             mk.check_adjoint(A, k=64)  # one pair misses it by chance, not all of these
 
 
+@pytest.mark.parametrize("m", [1, 2, 40])
+def test_one_pair_sees_a_pull_of_the_wrong_size_whatever_its_seed(m):
+    M = torch.randn(m, 5).double()
+    A = mk.LinearMap(lambda V: V @ M.T, lambda U: 1.001 * U @ M, 5, m, torch.float64)
+    for seed in range(64):
+        with pytest.raises(AssertionError, match="not the transpose"):
+            mk.check_adjoint(A, 1, seed)
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.5, 3.0])
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_the_error_is_a_share_of_the_larger_of_the_two_sides(factor, scale):
+    """Of a pull that is `factor` times the transpose of the identity: |1 - factor| <v, u> over
+    max(1, factor) |v| |u|, and u, which is v plus a unit vector on its side, is at 45 degrees of v
+    or less."""
+    A = mk.LinearMap(lambda V: scale * V, lambda U: factor * scale * U, 30, 30, torch.float64)
+    share = abs(1 - factor) / max(1, factor)
+    assert 0.5**0.5 * share <= mk.check_adjoint(A, tol=math.inf) <= share
+
+
 @pytest.mark.parametrize("forth, back", [(torch.bfloat16, None), (None, torch.bfloat16)])
 def test_check_adjoint_allows_what_the_coarser_of_the_two_answers_can_tell(forth, back):
     """A push off by a fiftieth: within the rounding of bfloat16 on either side, not of float32."""

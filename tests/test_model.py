@@ -16,6 +16,7 @@ from mathkit import jacobian
 from mathkit.diffusion.gaussian import GaussianModel
 from mathkit.diffusion.model import Model, linear_schedule
 from mathkit.diffusion.networks import UNetModel
+from mathkit.linear.chunks import NETWORK, fitting
 
 SHAPE = (1, 2, 3)
 TIMES = [0, 300, 999]
@@ -308,6 +309,8 @@ def test_networks_and_covariances_of_another_kind_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             GaussianModel(torch.zeros(2), cov)
+    with pytest.raises(ValueError, match="finite"):
+        GaussianModel(torch.tensor([0.0, torch.nan]), eye)
 
 
 def test_chunks_halve_when_memory_is_short_and_keep_their_order() -> None:
@@ -325,3 +328,21 @@ def test_chunks_halve_when_memory_is_short_and_keep_their_order() -> None:
     assert sum(rows.stop - rows.start for rows in seen) == 11
     with pytest.raises(torch.OutOfMemoryError):
         p.chunked(x, lambda part, rows: f(torch.zeros(3), rows))
+
+
+def test_a_device_takes_as_many_items_as_keep_it_busy() -> None:
+    """A whole number, at least one; of a device it does not know as of a CPU."""
+    for numbers, items in ((7, 142), (1000, 1), (10**9, 1)):
+        assert fitting(numbers, "cpu", {"cpu": 1000}) == items
+        assert isinstance(fitting(numbers, "cpu", {"cpu": 1000}), int)
+    assert fitting(2**10, "another", {"cpu": 1000}) == fitting(2**10, "cpu", NETWORK) == 2**8
+
+
+def test_an_edge_beyond_what_is_far_is_read_where_it_can_be() -> None:
+    """Inside torch.func.vmap no number may be read: nothing is refused there."""
+    p = mk.denoiser(lambda x, t: x, linear_schedule(), (3,), far=1.0)
+    x = torch.tensor([[0.5, -0.5, 0.0], [3.0, 0.0, 0.0]])
+    with pytest.raises(ValueError, match="x_0 reaches 3"):
+        p.encode(x)
+    nowhere = torch.func.vmap(lambda item: p.encode(item[None])[0])(x)
+    assert torch.equal(nowhere, x)

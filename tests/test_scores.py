@@ -105,6 +105,16 @@ def test_bootstrap_is_near_the_t_interval_of_normal_data():
     assert got.p == pytest.approx(exact.pvalue, rel=0.5, abs=0.02)
 
 
+@pytest.mark.parametrize("g, level", [(3, 0.8), (6, 0.95), (40, 0.5)])
+def test_the_ends_are_the_expanded_percentiles(g, level):
+    """Of the means that were drawn, at Phi(-+ sqrt(g / (g - 1)) t_(g-1)): t and Phi of SciPy."""
+    a = normal(g, seed=1)
+    means = scores._resampled(a, torch.ones_like(a), 5000, 2)
+    tail = stats.norm.cdf(-math.sqrt(g / (g - 1)) * stats.t.ppf((1 + level) / 2, g - 1))
+    got = scores.bootstrap(a, level=level, resamples=5000, seed=2)
+    assert (got.low, got.high) == pytest.approx(np.quantile(means.numpy(), [tail, 1 - tail]))
+
+
 def test_bootstrap_is_paired():
     common, shift = 100 * normal(50), 0.1 * normal(50, seed=3)
     paired = scores.bootstrap(common + shift + 0.2, common)
@@ -115,6 +125,7 @@ def test_bootstrap_is_paired():
 def test_bootstrap_depends_on_data_and_seed_alone():
     a, b = normal(30), normal(30, seed=1)
     assert scores.bootstrap(a, b, seed=4) == scores.bootstrap(a, b, seed=4)
+    assert scores.bootstrap(a, b) == scores.bootstrap(a, b, seed=0)
     assert scores.bootstrap(a, b, seed=4) != scores.bootstrap(a, b, seed=5)
     torch.manual_seed(0)
     before = torch.random.get_rng_state()
@@ -282,6 +293,8 @@ def test_frechet_is_a_distance_also_where_covariances_are_singular():
 def test_frechet_refuses_widths_that_differ():
     with pytest.raises(ValueError, match="equal widths"):
         scores.frechet(torch.zeros(3, 2), torch.zeros(3, 4))
+    with pytest.raises(ValueError, match="equal widths"):
+        scores.frechet(torch.zeros(3, 4), torch.zeros(3, 2))
     with pytest.raises(ValueError, match="n >= 2"):
         scores.frechet(torch.zeros(1, 2), torch.zeros(3, 2))
 

@@ -137,6 +137,14 @@ def test_a_direction_that_all_spans_hold_has_share_one():
     assert abs(float(mean_subspace([span(20)])[1].min()) - 1) < 1e-12
 
 
+def test_of_a_direction_in_a_full_space_nothing_can_be_lost():
+    """A basis of all m dimensions, as a small map's U is: what rounding takes is no warning."""
+    for m in range(1, 9):
+        r = span(m, m), torch.ones(m), span(m, m + 2)
+        for i in range(m):
+            assert abs(mk.transport(r, r, i)[1] - 1) < 1e-12  # a warning would be an error
+
+
 def test_chance_is_k_over_m():
     _, shares = mean_subspace([span(2) for _ in range(4000)])
     assert float((shares - 2 / 20).abs().max()) < 0.02

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -350,6 +351,42 @@ def test_residuals_and_angle_bound_hold(dtype, seed):
 
 
 @f64
+@pytest.mark.parametrize("m, n", [(5, 5), (7, 5), (5, 7)])
+def test_the_gap_after_the_last_value_is_down_to_nothing(m, n):
+    r = mk.svd(mk.matrix(planted(m, n, [4.0, 3.0, 2.0, 1.5, 1.0])), 5)
+    assert r.gap == pytest.approx(0.25) and r.angle_bound < 1e-12
+
+
+def test_what_was_found_is_not_written_over():
+    with pytest.raises(AttributeError):
+        mk.svd(mk.matrix(torch.eye(3)), 3).problem = "another"
+
+
+@f64
+def test_equal_values_are_a_crowd_also_where_rounding_parts_them():
+    values = torch.tensor([1.0, 1 - 4e-16, 0.5, 0.4])
+    space = SimpleNamespace(
+        starts=2, pending=values, ritz=lambda: (None, values, None, torch.zeros(1, 4))
+    )
+    assert lanczos.crowd(space, 3, 1e-9) == pytest.approx((1 / 0.4) ** 2 - 1)
+    space.starts = 3  # three would have shown, if there were three
+    assert lanczos.crowd(space, 3, 1e-9) is None
+
+
+@pytest.mark.parametrize("n", [10, 1000, 10**6])
+@pytest.mark.parametrize("above", [1e-3, 0.1, 3.0])
+def test_a_copy_is_looked_for_until_the_polynomial_has_grown(n, above):
+    """T_(j-1)(1 + 2 above) passes SHARE sqrt(n) / 2 at the step named, and SHARE sqrt(n) at it or
+    soon after: cosh is between half its exponential and all of it."""
+    j, x = lanczos._needed(n, above), 1 + 2 * above
+    T = [1.0, x]
+    while len(T) <= j:
+        T.append(2 * x * T[-1] - T[-2])
+    enough = lanczos.SHARE * math.sqrt(n)
+    assert T[j - 1] >= enough / 2 and T[j - 2] < enough / 2 * (1 + 1e-3)
+
+
+@f64
 def test_a_small_gap_is_warned_of():
     M = planted(40, 30, [2.0, 1.0, 1.0, 0.5, 0.1])
     with pytest.warns(RuntimeWarning, match="s_2 and s_3 are too close"):
@@ -549,6 +586,13 @@ def test_subspace_iteration_agrees_with_the_dense_svd(m, n):
 
 
 @f64
+def test_subspace_iteration_takes_fifty_steps_unless_told():
+    M = planted(30, 20, GEOMETRIC[:20]).float()
+    for steps, how in ((50, {}), (7, {"iters": 7})):
+        r = quietly(mk.subspace_iteration, mk.matrix(M), 2, tol=0.0, **how)
+        assert r.passes == (2 * (steps + 1),) * 2 and not r.converged
+
+
 def test_subspace_iteration_stops_whatever_the_signs():
     """Both signs of A: the vectors U flip at each step for -A, the test of V does not see it."""
     M = planted(40, 30, [3, 2, 1, 0.1])
@@ -689,6 +733,7 @@ def test_in_half_precision_the_residual_is_what_a_pass_sees(dtype):
         (A.pull(r.U) - r.S[:, None] * r.V).norm(dim=1),
     )
     assert bool((r.residuals >= 0.99 * torch.maximum(*off)).all())
+    assert bool((r.residuals <= 4 * torch.maximum(*off)).all())
     assert r.passes == (A.passes.push - 3, A.passes.pull - 3)
 
 

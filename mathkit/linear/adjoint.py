@@ -14,8 +14,8 @@ def check_adjoint(A: LinearMap, k: int = 4, seed: int = 0, tol: float | None = N
     """Largest relative error of <A v, u> = <v, A^T u> over k random pairs; the identity makes
     push and pull one linear map and its transpose.
 
-    v is random, u = A v / |A v| plus a random unit vector, so that a pull wrong by one part in a
-    thousand shows.
+    v is random, u = A v / |A v| plus a random unit vector w with <A v, w> >= 0, so that a pull
+    wrong by one part in a thousand shows.
 
     Args:
         A: the map.
@@ -37,7 +37,10 @@ def check_adjoint(A: LinearMap, k: int = 4, seed: int = 0, tol: float | None = N
     AV = A.push(V)
     if not AV.isfinite().all():
         raise AssertionError("push gave NaN or infinity")
-    U = _unit(AV) + W
+    ahead = _unit(AV)
+    against = (ahead * W).reshape(k, -1).sum(1) < 0
+    W[against] = -W[against]  # else u could be 0: of a map to one number w is 1 or -1
+    U = ahead + W
     AtU = A.pull(U)
     v, u, Av, Atu = (X.reshape(k, -1).double() for X in (V, U, AV, AtU))
     gap = ((Av * u).sum(1) - (v * Atu).sum(1)).abs()

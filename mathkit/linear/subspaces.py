@@ -196,7 +196,7 @@ def transport(
         raise ValueError(f"U of one shape, got {tuple(U0.shape)} and {tuple(r1[0].shape)}")
     v, u = carry(U0[i], r1, lift)
     kept, chance = float(u.square().sum()), len(r1[0]) / r1[0][0].numel()
-    if kept < min(5 * chance, (1 + chance) / 2):
+    if chance < 1 and kept < min(5 * chance, (1 + chance) / 2):
         warnings.warn(f"{kept:.2g} of the direction is kept, chance is {chance:.2g}", stacklevel=2)
     return v, kept
 
