@@ -21,12 +21,14 @@ def said(answer, truth, *args, **kwargs):
     return verdict.message
 
 
+@pytest.mark.parametrize("up_to_sign", [False, True])
 @pytest.mark.parametrize(
-    "answer, truth", [([2.0, 2.0, 2.0], 2.0), ([VECTOR, VECTOR], VECTOR), (2.0, [2.0, 2.0])]
+    "answer, truth",
+    [([2.0, 2.0, 2.0], 2.0), ([VECTOR, VECTOR], VECTOR), (2.0, [2.0, 2.0]), ([1, 2, 3], [1, 2])],
 )
-def test_the_right_numbers_too_often_or_too_seldom_are_not_right(answer, truth):
+def test_the_right_numbers_too_often_or_too_seldom_are_not_right(answer, truth, up_to_sign):
     """As broadcasting would have them."""
-    assert "was expected; yours is" in said(answer, truth)
+    assert "was expected; yours is" in said(answer, truth, up_to_sign=up_to_sign)
 
 
 def test_a_small_number_is_not_a_wrong_zero():

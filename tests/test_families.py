@@ -18,6 +18,7 @@ from torch import Tensor
 import mathkit as mk
 from mathkit import data
 from mathkit.diffusion.gaussian import GaussianModel
+from mathkit.diffusion.load import _class_names
 from mathkit.diffusion.model import linear_schedule
 from mathkit.diffusion.networks import network_shape
 from mathkit.diffusion.sampling import start
@@ -193,6 +194,16 @@ def dit(place: Path) -> Any:
     pipeline.save_pretrained(place)
     standins.edit(place / "model_index.json", id2label=labels)
     return pipeline
+
+
+@pytest.mark.parametrize(
+    "index", [{"labels": {"cat": None}}, {"labels": {"cat": "x"}}, {"id2label": [1]}]
+)
+def test_classes_that_are_no_table_are_told(index: dict[str, Any]) -> None:
+    given = {"id2label": {"1": "goldfish, carp"}, "labels": {"cat": "2"}}
+    assert _class_names(given) == {"goldfish": 1, "carp": 1, "cat": 2}
+    with pytest.raises(ValueError, match="id2label is a table of classes"):
+        _class_names(given | index)
 
 
 @pytest.mark.long

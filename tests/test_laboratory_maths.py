@@ -536,6 +536,14 @@ def test_a_direction_that_cannot_be_meant_is_refused(page, tmp_path, other, sent
         read_direction(path)
 
 
+def test_a_direction_with_other_signs_among_its_numbers_is_refused(page, tmp_path):
+    path, _ = saved(page, tmp_path)
+    entries = json.loads(path.read_text("utf-8"))
+    path.write_text(json.dumps(entries | {"v": "****" + entries["v"]}), "utf-8")
+    with pytest.raises(ValueError, match="v is no base64"):
+        read_direction(path)
+
+
 @pytest.mark.parametrize(
     "text, sentence",
     [

@@ -339,6 +339,9 @@ def test_thresholding_is_diffusers_own() -> None:
     # What a config leaves out is as diffusers has it.
     bound, theirs = _bounded(p, {"thresholding": True}).bound, DDPMScheduler(thresholding=True)
     torch.testing.assert_close(bound(x0 / 2), theirs._threshold_sample(x0 / 2))
+    for settings, most in (({}, 1), ({"clip_sample_range": 0.5}, 0.5)):
+        clipped = _bounded(p, {"clip_sample": True} | settings).bound(x0)
+        assert torch.equal(clipped, x0.clamp(-most, most))
 
 
 def test_an_edit_of_h_where_nothing_is_seen_is_refused(tiny_unet: Any) -> None:

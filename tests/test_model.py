@@ -3,6 +3,7 @@
 import copy
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +16,7 @@ import mathkit as mk
 from mathkit import jacobian
 from mathkit.diffusion.gaussian import GaussianModel
 from mathkit.diffusion.model import Model, linear_schedule
-from mathkit.diffusion.networks import UNetModel
+from mathkit.diffusion.networks import UNetModel, check_sizes
 from mathkit.linear.chunks import NETWORK, fitting
 
 SHAPE = (1, 2, 3)
@@ -346,3 +347,11 @@ def test_an_edge_beyond_what_is_far_is_read_where_it_can_be() -> None:
         p.encode(x)
     nowhere = torch.func.vmap(lambda item: p.encode(item[None])[0])(x)
     assert torch.equal(nowhere, x)
+
+
+def test_a_size_is_seen_also_in_a_list_of_lists() -> None:
+    weights = {name: torch.zeros(8, 8) for name in "abcd"}
+    check_sizes({"heads": [[8, [8]], 8]}, weights, Path("config.json"))
+    for heads in ([[8, [5000]], 8], [[[8] * 5]]):
+        with pytest.raises(ValueError, match="heads is at most 4096"):
+            check_sizes({"heads": heads}, weights, Path("config.json"))

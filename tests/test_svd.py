@@ -734,6 +734,7 @@ def test_in_half_precision_the_residual_is_what_a_pass_sees(dtype):
     )
     assert bool((r.residuals >= 0.99 * torch.maximum(*off)).all())
     assert bool((r.residuals <= 4 * torch.maximum(*off)).all())
+    assert r.angle_bound >= 0.99 * float(max(one.max() for one in off) / (r.S[0] * r.gap))
     assert r.passes == (A.passes.push - 3, A.passes.pull - 3)
 
 
