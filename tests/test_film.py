@@ -323,7 +323,7 @@ def test_without_pyav_the_cure_is_named(tmp_path, monkeypatch):
         return real(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ImportError, match=r'pip install "av>=15"'):
+    with pytest.raises(ImportError, match=r'pip install "av>=17"'):
         film.clip(moving(2), tmp_path / "x.mp4")
     film.clip(moving(2), tmp_path / "x.gif")
 

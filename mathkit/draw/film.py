@@ -219,7 +219,7 @@ def _av() -> Any:
         import av
     except ImportError as error:
         raise ImportError(
-            'MP4 needs the package PyAV: pip install "av>=15" (GIF and PNG need nothing)'
+            'MP4 needs the package PyAV: pip install "av>=17" (GIF and PNG need nothing)'
         ) from error
     return av
 
