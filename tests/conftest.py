@@ -83,6 +83,14 @@ def make_tiny_unet(dtype: torch.dtype = torch.float32, size: int = 16, seed: int
     return unet.to(dtype).eval().requires_grad_(False)
 
 
+def make_puppeteer(seed: int = 0) -> Any:
+    """A model of 64 x 64 puppets like ALICE, with a bottleneck and random weights."""
+    from mathkit.diffusion import model, networks
+
+    unet = make_tiny_unet(size=64, seed=seed)
+    return networks.UNetModel(unet, model.linear_schedule(1000), "v_prediction")
+
+
 @pytest.fixture
 def tiny_unet() -> Any:
     """float32; images (B, 3, 16, 16), bottleneck (B, 8, 2, 2)."""

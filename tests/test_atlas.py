@@ -41,12 +41,6 @@ def save(place: Path, seed: int = 0) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A diffusers folder: images (3, 16, 16), h (8, 2, 2)."""
-    return save(tmp_path_factory.mktemp("model") / "tiny")
-
-
-@pytest.fixture(scope="module")
 def whole(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished atlas that no test changes."""
     place = tmp_path_factory.mktemp("atlas") / "whole"

@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from conftest import UNTRAINED, make_tiny_unet
+from conftest import UNTRAINED, make_puppeteer
 from sklearn.decomposition import PCA
 
 from mathkit.chapters import treatment
-from mathkit.diffusion import model, networks
 from mathkit.diffusion.encoder import encoder
 from mathkit.show import puppets
 from mathkit.show.puppets import CONTINUOUS
@@ -19,7 +18,7 @@ T = 500
 
 @pytest.fixture(scope="module")
 def p():
-    return networks.UNetModel(make_tiny_unet(size=64), model.linear_schedule(1000), "v_prediction")
+    return make_puppeteer()
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import UNTRAINED
-from test_atlas import FLAGS, ROOT, SMALL, content_of, job, save
+from test_atlas import FLAGS, ROOT, SMALL, content_of, job
 
 from mathkit.tools import atlas
 
@@ -18,11 +18,6 @@ pytestmark = [UNTRAINED, pytest.mark.slow]
 LONG = "--samples 0:12 --times 999,749,500,250,0 --k 3 --steps 5".split()
 ALL = {**SMALL, "samples": [*range(12)], "times": [999, 749, 500, 250, 0]}
 Node = subprocess.Popen[str]
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save(tmp_path_factory.mktemp("model") / "tiny")
 
 
 @pytest.fixture

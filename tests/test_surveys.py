@@ -5,13 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import UNTRAINED, make_tiny_unet
+from conftest import UNTRAINED, make_puppeteer
 from scipy.linalg import subspace_angles
 from scipy.sparse.linalg import svds
 
 import mathkit as mk
 from mathkit.chapters import treatment
-from mathkit.diffusion import model, networks
 from mathkit.diffusion.encoder import MAPS
 from mathkit.show import posterior, puppets
 from mathkit.show.reader import fit_factors
@@ -22,7 +21,7 @@ pytestmark = [pytest.mark.long, UNTRAINED]
 
 @pytest.fixture(scope="module")
 def p():
-    return networks.UNetModel(make_tiny_unet(size=64), model.linear_schedule(1000), "v_prediction")
+    return make_puppeteer()
 
 
 @pytest.fixture(autouse=True)
@@ -124,9 +123,7 @@ def test_distances_between_samples_are_those_of_the_exact_spans(p, truth, monkey
 def test_a_model_has_no_distance_from_itself_and_its_own_from_another(p):
     same = surveys.between_models(p, p, frame=1, t=400)
     assert same["h"] == 0 and same["mean"] == 0
-    other = networks.UNetModel(
-        make_tiny_unet(size=64, seed=1), model.linear_schedule(1000), "v_prediction"
-    )
+    other = make_puppeteer(seed=1)
     x = surveys.noised_frame(p, 1, 400, simple=True)[1]
     wanted = apart(*(top(net, "h", x, 400)[2] for net in (p, other)))
     found = surveys.between_models(p, other, frame=1, t=400)

@@ -6,12 +6,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import UNTRAINED, make_tiny_unet
+from conftest import UNTRAINED, make_puppeteer
 
 import mathkit as mk
 from mathkit.chapters import treatment
 from mathkit.chapters.treatment import Cases
-from mathkit.diffusion import model, networks
+from mathkit.diffusion import model
 from mathkit.show import puppets
 from mathkit.show.puppets import STRANGER
 from studies import methods
@@ -265,7 +265,7 @@ def test_a_case_of_a_batch_is_the_case_alone(ill):
 @pytest.fixture(scope="module")
 def small():
     """A model with a bottleneck and random weights, and one of its samples."""
-    p = networks.UNetModel(make_tiny_unet(size=64), model.linear_schedule(1000), "v_prediction")
+    p = make_puppeteer()
     return p, treatment.admit(p, 3, [1], 250)
 
 

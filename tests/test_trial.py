@@ -5,14 +5,13 @@ import json
 
 import pytest
 import torch
-from conftest import UNTRAINED, make_tiny_unet
+from conftest import UNTRAINED, make_puppeteer
 from scipy.linalg import subspace_angles
 from sklearn.decomposition import PCA
 
 import mathkit as mk
 from mathkit import data
 from mathkit.chapters import treatment
-from mathkit.diffusion import model, networks
 from studies import rows, runner, trial
 from studies.methods import Row
 
@@ -114,7 +113,7 @@ def test_the_nearest_direction_has_the_sign_of_most():
 
 @pytest.fixture(scope="module")
 def learnt():
-    p = networks.UNetModel(make_tiny_unet(size=64), model.linear_schedule(1000), "v_prediction")
+    p = make_puppeteer()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trial, "STUDIED", 50)
         patch.setattr(trial, "SOURCES", 3)
