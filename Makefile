@@ -67,9 +67,10 @@ lab: $(BOOK)
 laboratory: $(BOOK)
 	@$(PY) -m book.build laboratory
 
+# mypy takes a minute the first time, on one core: the units run beside it.
 check: $(DEV)
-	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy
-	$(PYTEST) -n logical --maxprocesses 4 -m "$(UNITS)"
+	$(PY) -m ruff check . && $(PY) -m ruff format --check .
+	@$(PY) -m mypy & $(PYTEST) -n logical --maxprocesses 4 -m "$(UNITS)"; units=$$?; wait $$! && exit $$units
 
 test: check
 	$(PYTEST) -n logical --maxprocesses 4 -m "(long or patient) and not slow"

@@ -2,6 +2,8 @@
 
 `python -m studies results conditions` treats the first test patients of the trial by the rows of
 the second amendment and by the clipped course, each told the region in several wrong ways;
+`... edges` treats ill and healthy ones by them when all that is known is where Strangers stand;
+`... costs` measures how long each takes;
 `... degree` turns one dial by a given amount, by redrawing its region and by one pull; `... pulls`
 measures the first pull of the ill and of the healthy, before he can be seen.
 """
@@ -11,7 +13,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import statistics
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -22,6 +25,7 @@ from mathkit import data
 from mathkit.chapters import treatment
 from mathkit.chapters.treatment import Cases
 from mathkit.diffusion.model import Model
+from mathkit.diffusion.sampling import sample
 from mathkit.linear.subspaces import project_out
 from mathkit.scores import side_effect
 from mathkit.show import puppets
@@ -29,13 +33,15 @@ from mathkit.show.reader import fit_factors, read_factors
 from studies import baselines, methods, trial
 from studies.baselines import Baseline
 from studies.methods import Row
-from studies.rows import ADDED, EARLY, EDIT_TIME, OTHERS
+from studies.rows import ADDED, CONTROL, EARLY, EDIT_TIME, OTHERS, PRIMARY, ROWS
 from studies.runner import TEST_FROM, job, publish
 
 PATIENTS = 20  # the trial's first
+TIMED = 5  # whose treatments are timed
 COUNT = 60  # of its ill, and of its healthy, whose pulls are measured
 TRIED = ("redrawn, three looks", "average pasted in")  # of the rows without a derivative
 OFF, MARGIN = 6, 6  # pixels by which a region misses him, and that a box is too wide
+STRANGERS = 200  # of the show, drawn with seed 0, whose places make both edges
 CARRIED = ("carried", "matched")  # rows of the trial that are told no region
 DIALS = ("hat_height", "smile", "nose_size")
 WAYS = ("untouched", "redrawn, one look", "redrawn", "pulled", "pulled at noise")
@@ -62,6 +68,13 @@ def told(region: Tensor) -> dict[str, Tensor]:
     return regions | {"everywhere": torch.ones_like(region)}
 
 
+def both_edges() -> Tensor:
+    """The pixels that at least one of STRANGERS covers, grown like any region: (1, H, W)."""
+    q = puppets.sample_factors(STRANGERS, seed=0, stranger=1)
+    covered = (puppets.stranger_mask(q) > 0.5).float().amax(0, keepdim=True)
+    return treatment.region(covered[None])
+
+
 def course_row(whole: bool) -> Row:
     """The clipped course; where the region is everything there is no rest to be spared."""
     return dataclasses.replace(ADDED[0], rest=0) if whole else ADDED[0]
@@ -69,44 +82,86 @@ def course_row(whole: bool) -> Row:
 
 def run_conditions() -> None:
     """The table `conditions`: every belief, every row, on the first PATIENTS ill test samples."""
-    chosen, more = trial.amended(), baselines.amendment()
-    ward = trial.Ward(chosen["limit"], trial.kept())
+    ward, chosen, more = _protocol()
     index = data.stored("trial")["index"][:PATIENTS]
-    rows = [Baseline(**row) for row in more["rows"] if row["name"] in TRIED]
-    work = functools.partial(_patient, ward, chosen, rows)
     settings = trial.digest({"protocol": chosen, "more": more, "off": [OFF, MARGIN]})
-    answers = job("conditions", index, work, settings=settings)
+
+    def treated(i: int) -> list[dict[str, Any]]:
+        case = treatment.admit(ward.p, TEST_FROM, [i], EDIT_TIME)
+        beliefs = believing(ward, chosen, more, case, told(case.region))
+        return beliefs + asking_nobody(ward, chosen, case)
+
+    answers = job("conditions", index, treated, settings=settings)
     columns = trial.columns_of(answers, ("p", "left", "side", "outside"))
     seen = [a["rows"][0]["seen"] for a in answers]
     head = {"seed": TEST_FROM, "index": index, "seen": seen}
     publish("conditions", head | {"rows": columns}, answers)
 
 
-def _patient(
-    ward: trial.Ward, chosen: dict[str, Any], rows: Sequence[Baseline], i: int
-) -> list[dict[str, Any]]:
-    p, records = ward.p, []
-    case = treatment.admit(p, TEST_FROM, [i], EDIT_TIME)
-    path = treatment.path(p, case)
+def run_edges() -> None:
+    """The table `edges`: `both_edges` treated, in the first PATIENTS ill and as many healthy."""
+    ward, chosen, more = _protocol()
+    index = [
+        i for name in ("trial", "trial_healthy") for i in data.stored(name)["index"][:PATIENTS]
+    ]
+    settings = trial.digest({"protocol": chosen, "more": more, "strangers": STRANGERS})
+
+    def treated(i: int) -> list[dict[str, Any]]:
+        case = treatment.admit(ward.p, TEST_FROM, [i], EDIT_TIME)
+        return believing(ward, chosen, more, case, {"both edges": both_edges()})
+
+    answers = job("edges", index, treated, settings=settings)
+    head = {"seed": TEST_FROM, "index": index, "ill": PATIENTS}
+    for name, part in (("ill", answers[:PATIENTS]), ("healthy", answers[PATIENTS:])):
+        head[name] = trial.columns_of(part, ("p", "left", "side", "outside"))
+    publish("edges", head, answers)
+
+
+def _protocol() -> tuple[trial.Ward, dict[str, Any], dict[str, Any]]:
+    chosen = trial.amended()
+    return trial.Ward(chosen["limit"], trial.kept()), chosen, baselines.amendment()
+
+
+def _record(
+    ward: trial.Ward, case: Cases, belief: str, name: str, images: Tensor
+) -> dict[str, Any]:
+    marks = treatment.judge(case, images, ward.limit, ward.unrelated)
     seen = round(float(puppets.stranger_mask(case.q).sum()))
+    head = {"row": f"{belief}: {name}", "strength": 0, "index": case.index[0], "seen": seen}
+    return head | treatment.record(marks, 0)
 
-    def judged(belief: str, name: str, images: Tensor) -> None:
-        marks = treatment.judge(case, images, ward.limit, ward.unrelated)
-        head = {"row": f"{belief}: {name}", "strength": 0, "index": i, "seen": seen}
-        records.append(head | treatment.record(marks, 0))
 
-    for belief, region in told(case.region).items():
+def believing(
+    ward: trial.Ward,
+    chosen: dict[str, Any],
+    more: dict[str, Any],
+    case: Cases,
+    beliefs: Mapping[str, Tensor],
+) -> list[dict[str, Any]]:
+    """One case treated by TRIED and by the clipped course, told each region of `beliefs`."""
+    p, average, records = ward.p, ward.average, []
+    path = treatment.path(p, case)
+    rows = [Baseline(**row) for row in more["rows"] if row["name"] in TRIED]
+    for belief, region in beliefs.items():
         believed = case.believing(region)
         for row in rows:
-            judged(belief, row.name, baselines.treated(p, believed, row, ward.average, path)[0])
+            images = baselines.treated(p, believed, row, average, path)[0]
+            records.append(_record(ward, case, belief, row.name, images))
         course = course_row(belief == "everywhere")
         strength = chosen["strengths"][course.name][:1]
-        judged(belief, course.name, methods.prescribed(p, believed, course, strength, ward.average))
+        images = methods.prescribed(p, believed, course, strength, average)
+        records.append(_record(ward, case, belief, course.name, images))
+    return records
+
+
+def asking_nobody(ward: trial.Ward, chosen: dict[str, Any], case: Cases) -> list[dict[str, Any]]:
+    """One case treated by the rows CARRIED, which are told no region of it, at each dose."""
+    records = []
     for plain in (row for row in OTHERS if row.name in CARRIED):
         for dose, strength in zip(chosen["doses"], chosen["strengths"][plain.name], strict=True):
-            kept = ward.kept
-            images = methods.prescribed(p, case, plain, [strength], ward.average, kept)
-            judged(f"unasked, {dose}", plain.name, images)
+            how = plain, [strength], ward.average, ward.kept
+            images = methods.prescribed(ward.p, case, *how)
+            records.append(_record(ward, case, f"unasked, {dose}", plain.name, images))
     return records
 
 
@@ -117,6 +172,46 @@ def by_belief(table: dict[str, Any]) -> dict[str, dict[str, str]]:
         belief, row = name.split(": ")
         found.setdefault(belief, {})[row] = "; ".join(trial.brief(entry)[:2])
     return found
+
+
+def run_costs() -> None:
+    """The table `costs`: the time that each row of both amendments takes for a patient, in drawings
+    of 25 network calls, on average over the first TIMED of the trial."""
+    ward, chosen, more = _protocol()
+    index = data.stored("trial")["index"][:TIMED]
+    names = (PRIMARY, CONTROL, ADDED[0].name)
+    courses = [row for row in dict.fromkeys([*ROWS, *ADDED]) if row.name in names]
+    plain = [Baseline(**row) for row in more["rows"]]
+
+    def fresh(i: int) -> Cases:
+        return treatment.admit(ward.p, TEST_FROM, [i], EDIT_TIME)  # nothing is known of it yet
+
+    def timed(i: int) -> dict[str, float]:
+        found, case = {}, fresh(i)
+        path = treatment.path(ward.p, case)
+        for row in plain:
+            how = case, row, ward.average, path
+            found[row.name] = seconds(functools.partial(baselines.treated, ward.p, *how))
+        for course in courses:
+            what = fresh(i), course, chosen["strengths"][course.name][:1], ward.average
+            found[course.name] = seconds(functools.partial(methods.prescribed, ward.p, *what))
+        drawing = seconds(lambda: sample(ward.p, seed=TEST_FROM, index=[i]))
+        return {name: took / drawing for name, took in found.items()}
+
+    settings = trial.digest({"protocol": chosen, "more": more})
+    answers = job("costs", index, timed, settings=settings)
+    means = {
+        name: round(statistics.mean(a["rows"][name] for a in answers), 1)
+        for name in answers[0]["rows"]
+    }
+    publish("costs", {"seed": TEST_FROM, "index": index, "drawings": means}, answers)
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """How long `work` takes."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
 
 
 def run_degree() -> None:

@@ -30,11 +30,8 @@ from studies.runner import job, publish
 from studies.surveys import EFFECT_STRENGTH, EFFECT_TIMES, GLOBAL, K, change_of_factors
 
 TIMES = (874, 749, 624, 500, 375, 250)  # of the sampling grid
-SAMPLES, FIRST, CROWD = (
-    8,
-    2,
-    100,
-)  # samples; directions of each kind; drawings behind the components
+SAMPLES, FIRST = 8, 2  # samples; directions of each kind
+CROWD = 100  # drawings behind the components
 TURNED = ("hat_height", "smile", "light")  # dials carried, doubled and joined, two by two
 JOINED_AT = 500
 
@@ -87,31 +84,30 @@ def joined_row(p: Model, i: int, t: int) -> dict[str, Any]:
     pushed = {name: A.push(v[None])[0] for name, v in theirs.items()}
     u = {name: h / h.norm() for name, h in pushed.items()}
     lot = torch.randn(len(u), *r.U.shape[1:], generator=torch.Generator().manual_seed(i)).to(r.U)
+    lot = lot / lot.flatten(1).norm(dim=1).reshape(-1, *[1] * (lot.ndim - 1))
     found = {name: pulled(p, case, name) for name in TURNED}
     smooth = dict(zip(TURNED, as_smooth(torch.stack([*found.values()]), i), strict=True))
     pairs = [(a, b) for j, b in enumerate(TURNED) for a in TURNED[:j]]
     row: dict[str, Any] = {"index": i, "t": t}
     for kind, ways in (("", found), (", smooth", smooth)):
-        one = {name: change_of_factors(p, case, v[None])[0] for name, v in ways.items()}
-        twice = {
-            name: change_of_factors(p, case, v[None], 2 * EFFECT_STRENGTH)[0]
-            for name, v in ways.items()
-        }
-        both = {(a, b): ways[a] + ways[b] for a, b in pairs}
-        at_once = {
-            pair: change_of_factors(p, case, v[None], EFFECT_STRENGTH * float(v.norm()))[0]
-            for pair, v in both.items()
-        }
+        one, twice = (
+            {name: _changed(p, case, by * v) for name, v in ways.items()} for by in (1, 2)
+        )
+        pairwise = {(a, b): _changed(p, case, ways[a] + ways[b]) for a, b in pairs}
         row[f"single{kind}"] = rounded(torch.stack([*one.values()]), 3)
         row[f"doubled{kind}"] = [rounded(_missed(twice[n], 2 * one[n]), 3) for n in TURNED]
-        row[f"joined{kind}"] = [
-            rounded(_missed(at_once[a, b], one[a] + one[b]), 3) for a, b in pairs
-        ]
+        missed = [_missed(both, one[a] + one[b]) for (a, b), both in pairwise.items()]
+        row[f"joined{kind}"] = rounded(missed, 3)
     for kind, rows in (("carried", u.values()), ("carried, random", lot)):
-        V = torch.stack([carry(h / h.norm(), r)[0] for h in rows])
+        V = torch.stack([carry(h, r)[0] for h in rows])
         E = change_of_factors(p, case, V)
         row[kind] = rounded([E[k, CONTINUOUS.index(n)] for k, n in enumerate(TURNED)], 3)
     return row
+
+
+def _changed(p: Model, case: Cases, way: Tensor) -> Tensor:
+    """What an edit along `way` changes, as far as EFFECT_STRENGTH times its length: (11,)."""
+    return change_of_factors(p, case, way[None], EFFECT_STRENGTH * float(way.norm()))[0]
 
 
 def _missed(found: Tensor, promised: Tensor) -> float:

@@ -279,6 +279,8 @@ JOBS: dict[str, tuple[Callable[[], None], int]] = {
     "second_amendment": (baselines.write_amendment, 5),
     **{n: (functools.partial(baselines.run, n), 30) for n in ("baselines", "baselines_healthy")},
     "conditions": (conditions.run_conditions, 40),
+    "edges": (conditions.run_edges, 15),
+    "costs": (conditions.run_costs, 5),
     "degree": (conditions.run_degree, 10),
     "pulls": (conditions.run_pulls, 15),
     **SURVEYS,

@@ -7,6 +7,7 @@ import torch
 
 from mathkit.chapters import treatment
 from mathkit.diffusion import gaussian
+from mathkit.show import puppets
 from studies import conditions, methods
 
 
@@ -37,6 +38,16 @@ def test_a_region_missed_moves_to_the_middle_from_either_side():
 def case_of(region, size):
     zero = torch.zeros(1, 3, size, size)
     return treatment.Cases(0, [3], 250, None, zero, *[zero] * 4, region)
+
+
+def test_both_edges_cover_strangers_nobody_has_drawn_yet_and_spare_the_middle():
+    edges = conditions.both_edges()
+    fresh = puppets.stranger_mask(puppets.sample_factors(100, seed=77, stranger=1)) > 0.5
+    seen = (fresh * edges).sum((1, 2)) / fresh.sum((1, 2))
+    assert edges.shape == (1, 64, 64) and float(seen.min()) > 0.9
+    assert not edges[..., 26:38].any() and torch.equal(edges.unique(), torch.tensor([0.0, 1.0]))
+    one = treatment.region(fresh[:1, None].float())
+    assert float((fresh[1:] * one).sum() / fresh[1:].sum()) < 0.6  # one region is not enough
 
 
 def test_a_belief_holds_at_every_time_and_leaves_the_case_alone():
