@@ -41,6 +41,7 @@ TIMED = 5  # whose treatments are timed
 COUNT = 60  # of its ill, and of its healthy, whose pulls are measured
 TRIED = ("redrawn, three looks", "average pasted in")  # of the rows without a derivative
 OFF, MARGIN = 6, 6  # pixels by which a region misses him, and that a box is too wide
+IN_THE_HEALTHY = "both edges, in the healthy"  # there, ill is a new Stranger
 STRANGERS = 200  # of the show, drawn with seed 0, whose places make both edges
 CARRIED = ("carried", "matched")  # rows of the trial that are told no region
 DIALS = ("hat_height", "smile", "nose_size")
@@ -111,10 +112,12 @@ def run_edges() -> None:
         return believing(ward, chosen, more, case, {"both edges": both_edges()})
 
     answers = job("edges", index, treated, settings=settings)
-    head = {"seed": TEST_FROM, "index": index, "ill": PATIENTS}
-    for name, part in (("ill", answers[:PATIENTS]), ("healthy", answers[PATIENTS:])):
-        head[name] = trial.columns_of(part, ("p", "left", "side", "outside"))
-    publish("edges", head, answers)
+    head = {"seed": TEST_FROM, "index": index}
+    columns: dict[str, Any] = {}
+    for belief, part in (("both edges", answers[:PATIENTS]), (IN_THE_HEALTHY, answers[PATIENTS:])):
+        of_these = trial.columns_of(part, ("p", "left", "side", "outside"))
+        columns |= {f"{belief}: {name.split(': ')[1]}": row for name, row in of_these.items()}
+    publish("edges", head | {"rows": columns}, answers)
 
 
 def _protocol() -> tuple[trial.Ward, dict[str, Any], dict[str, Any]]:
@@ -165,10 +168,10 @@ def asking_nobody(ward: trial.Ward, chosen: dict[str, Any], case: Cases) -> list
     return records
 
 
-def by_belief(table: dict[str, Any]) -> dict[str, dict[str, str]]:
-    """Belief -> row -> "cured / ill / destroyed; side effect", of the table `conditions`."""
+def by_belief(*tables: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """Belief -> row -> "cured / ill / destroyed; side effect", of `conditions` and of `edges`."""
     found: dict[str, dict[str, str]] = {}
-    for name, (entry,) in table["rows"].items():
+    for name, (entry,) in (pair for table in tables for pair in table["rows"].items()):
         belief, row = name.split(": ")
         found.setdefault(belief, {})[row] = "; ".join(trial.brief(entry)[:2])
     return found

@@ -10,7 +10,19 @@ import mathkit as mk
 from mathkit import data, scores
 from mathkit.chapters import eigenfaces, neurons, treatment
 from mathkit.show import posterior, puppets
-from studies import crowds, dials, jobs, methods, model_card, neuron_edits, rows, surveys, trial
+from studies import (
+    baselines,
+    conditions,
+    crowds,
+    dials,
+    jobs,
+    methods,
+    model_card,
+    neuron_edits,
+    rows,
+    surveys,
+    trial,
+)
 
 pytestmark = pytest.mark.patient
 COURSES = [name for name, part in rows.TABLES.items() if all(row.course for row in part.rows)]
@@ -138,6 +150,21 @@ def test_a_row_of_the_turning_spans_is_what_it_was(p):
     assert now == pytest.approx(row["pairs"]["h"][pair], abs=0.05), (name, row["frame"], a, b)
 
 
+@pytest.mark.skipif(not data.is_stored("edges"), reason="no table edges: run `make results`")
+def test_both_edges_pasted_are_what_they_were(p):
+    table, chosen = data.stored("edges"), trial.amended()
+    row = next(row for row in baselines.ROWS if row.kind == "pasted")
+    j = random.randrange(len(table["index"]))
+    case = treatment.admit(p, table["seed"], [table["index"][j]], rows.EDIT_TIME)
+    believed, path = case.believing(conditions.both_edges()), treatment.path(p, case)
+    images = baselines.treated(p, believed, row, puppets.average_puppet(), path)[0]
+    now = treatment.judge(case, images, chosen["limit"], puppets.unrelated_distance())
+    where = "both edges" if j < conditions.PATIENTS else conditions.IN_THE_HEALTHY
+    then = table["rows"][f"{where}: {row.name}"][0]["side"][j % conditions.PATIENTS]
+    assert float(now["side"]) == pytest.approx(then / 1000, abs=0.01), j
+
+
+@pytest.mark.slow
 def test_fresh_samples_before_and_after_are_what_they_were(p):
     if not data.is_stored("always"):
         pytest.skip("no table always: run `make results NAME=always`")
@@ -181,6 +208,7 @@ def test_a_row_of_the_manifold_is_what_it_was(p):
     assert change.tolist() == pytest.approx(row[name]["change"], abs=0.02), (row["index"], name)
 
 
+@pytest.mark.slow
 def test_what_directions_do_to_the_dials_is_what_it_was(p):
     row, _ = a_row("dials")
     found = dials.dial_row(p, None, row["index"], row["t"])
@@ -206,6 +234,7 @@ def test_a_row_of_when_he_is_decided_is_what_it_was(p, truth):
     assert float(truth.stranger(xt, abar)) == pytest.approx(row["exact"], abs=0.02)
 
 
+@pytest.mark.slow
 def test_a_row_of_her_three_sides_is_what_it_was(p, truth):
     at = [row for row in data.stored("sides")["rows"] if row["t"] == 700]  # by the large bank
     row = random.choice(at)
@@ -221,6 +250,7 @@ def test_the_symmetric_part_of_a_map_is_half_of_it_and_its_transpose():
     assert torch.allclose(((mk.matrix(A) + mk.matrix(A).T) / 2).dense(), (A + A.T) / 2, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_row_of_the_planted_crowds_is_what_it_was():
     row = random.choice([r for r in data.stored("crowds")["rows"] if r["share"] == crowds.SHARE])
     now = crowds.crowd_row(row["n"], row["share"], row["seed"])
@@ -235,6 +265,7 @@ def test_a_row_of_the_neurons_is_what_it_was(p):
     assert now["factors"][0] == pytest.approx(table["factors"][i], abs=0.02), i
 
 
+@pytest.mark.slow
 def test_a_trial_of_a_neuron_is_what_it_was(p):
     table = data.stored("neurons")
     j = random.randrange(len(table["trials"]["p"]))

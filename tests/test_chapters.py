@@ -88,6 +88,7 @@ def test_there_are_figures_and_something_that_moves(path):
 
 
 @pytest.mark.notebook
+@pytest.mark.xdist_group("book")
 @EACH
 def test_it_runs_quick_and_its_exercises_can_be_solved_and_failed(path, capfd):
     with capfd.disabled():

@@ -321,6 +321,7 @@ def test_the_page_needs_nothing_but_itself(made: Path) -> None:
     assert page.count("<table>") > 1 and "&lt;table" not in page
 
 
+@pytest.mark.slow
 def test_its_command_repeats_it(made: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = html.unescape((made / report.PAGE).read_text("utf-8"))
     words = shlex.split(page.partition("<pre>")[2].partition("</pre>")[0])

@@ -132,6 +132,7 @@ def test_the_ellipse_is_that_of_the_dense_jacobian():
 
 
 @pytest.mark.patient
+@pytest.mark.slow
 def test_the_cure_is_the_course_of_the_treatment_table():
     """`studies` has it as one row of many; here it is written out."""
     import mathkit as mk
