@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from mathkit import data
 from mathkit.arguments import integer, number, told
 from mathkit.draw import style
 
@@ -229,7 +230,8 @@ def _whole(target: Path) -> Iterator[Path]:
     """A place beside the target to write to; what is there takes the target's place at the end."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=".film-", dir=target.parent))
+        data.sweep(target.parent, r"\.film-(\d+)_\w+")
+        part = Path(tempfile.mkdtemp(prefix=f".film-{os.getpid()}_", dir=target.parent))
     except OSError as error:
         raise OSError(
             error.errno, f"{target} cannot be written: {error.strerror}; name another folder"
