@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import pathlib
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ def copy_in(
     licence: str = "CC-BY-4.0",
     into: str | Path | None = None,
 ) -> None:
-    """Copy trained weights into data/ and renew manifest.json and data.README.md.
+    """Copy trained weights into data/ and renew manifest.json and README.md.
 
     sources: name in data/ -> file or folder to copy, e.g. {"alice": "runs/alice/final"}; a folder
     replaces all that was listed under its name. command and seed say how the files were made,
@@ -53,7 +53,7 @@ def copy_in(
 
 
 def write_manifest(folder: str | Path, files: list[Entry]) -> None:
-    """Write manifest.json and the data.README.md made from it."""
+    """Write manifest.json and the README.md made from it."""
     text = json.dumps({"files": files}, indent=1, allow_nan=False) + "\n"
     data.store(Path(folder) / data.MANIFEST, text.encode())
     data.store(Path(folder) / data.README, readme(files).encode())
@@ -95,7 +95,7 @@ def _check_sizes(files: list[Entry]) -> None:
 
 
 def readme(files: list[Entry]) -> str:
-    """data/data.README.md: a table of the listed files, and the card of each that has metrics."""
+    """data/README.md: a table of the listed files, and the card of each that has metrics."""
     lines = ["# Data", "", f"Made from `{data.MANIFEST}` by `make ship`; edit neither by hand.", ""]
     if not files:
         return "\n".join([*lines, "Nothing is shipped yet.", ""])
@@ -170,7 +170,7 @@ def main(words: Sequence[str] = ()) -> None:
     ship()
 
 
-def _folder(name: str, half: dict[str, Tensor]) -> pathlib.Path:
+def _folder(name: str, half: dict[str, Tensor]) -> Path:
     """runs/NAME/final in diffusers' layout: a DDPM pipeline that predicts v."""
     from diffusers import DDPMPipeline, DDPMScheduler
 
@@ -181,5 +181,8 @@ def _folder(name: str, half: dict[str, Tensor]) -> pathlib.Path:
     )
     folder = train.RUNS / name / "final"
     pipeline: Any = DDPMPipeline(net, scheduler)
-    pipeline.save_pretrained(folder)
+    with tempfile.TemporaryDirectory() as made:
+        pipeline.save_pretrained(made)
+        for file, source in _files("final", Path(made)):
+            data.store(folder.parent / file, source.read_bytes())
     return folder

@@ -42,12 +42,12 @@ from killing import (
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 from PIL import Image
 
-from book import build, clips, execute
+from book import build, clips, cover, execute
 from mathkit import data
 from mathkit.draw import film, scenes
 from mathkit.tools import atlas, edit, report
 from mathkit.tools.subject import Settings
-from studies import crowds, jobs, runner, train, trial
+from studies import crowds, jobs, runner, ship, train, trial
 
 pytestmark = [UNTRAINED, pytest.mark.usefixtures("figures_closed")]
 ROOT = Path(__file__).resolve().parent.parent
@@ -367,6 +367,26 @@ def test_a_naive_writer_is_found_out(
         return survives(tool, tmp_path / "work", whole, whole.moments)
     with pytest.raises(AssertionError, match=fault):
         survives(tool, tmp_path / "work", whole, whole.moments)
+
+
+def draw_cover(folder: Path, patch: Patch, did: Did) -> None:
+    patch.setattr(cover, "SIZE", 16)
+    did.append(cover.draw(folder / "cover.png"))
+
+
+def lay_out(folder: Path, patch: Patch, did: Did) -> None:
+    """What `make ship` makes of a trained patient."""
+    patch.setattr(train, "RUNS", folder)
+    patch.setitem(train.PATIENTS, "understudy", standins.SMALL)
+    half = {k: v.half() for k, v in train.make_unet("understudy").state_dict().items()}
+    did.append(ship._folder("understudy", half))
+
+
+@pytest.mark.parametrize("run", [draw_cover, lay_out])
+def test_what_is_made_at_once_is_whole_or_absent(run: Any, tmp_path: Path) -> None:
+    tool = Tool(run, lambda folder: set())
+    whole = undisturbed(tool, tmp_path / "work")
+    survives(tool, tmp_path / "work", whole, 4)
 
 
 def test_what_a_killed_process_left_goes_when_the_file_is_made_again(tmp_path: Path) -> None:
