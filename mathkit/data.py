@@ -291,8 +291,10 @@ def store(path: Path, content: bytes) -> None:
 
 
 def sweep(folder: Path, pattern: str) -> None:
-    """Remove what killed processes left in a folder under names of a pattern, whose one group is the
-    process's number."""
+    """Remove what killed processes left in a folder under names of a pattern.
+
+    pattern: its one group is the process's number.
+    """
     for left in folder.iterdir():
         found = re.fullmatch(pattern, left.name)
         if found and not _runs(int(found[1])):

@@ -68,8 +68,8 @@ def pentagon(n: int = 240, steps: int = 1500) -> Scene:
         n: frames, >= 3.
         steps: of the training, >= 200.
 
-    Returns: a scene with step (n,), W (n, 2, 5), one column a feature, and loss (n,), by 20,000
-    fresh frames each; between two steps of the training, what lies between them.
+    Returns: a scene with step (n,), W (n, 2, 5), one column a feature, and loss (n,), by some
+    20,000 fresh draws each; between two steps of the training, what lies between them.
     Cost: a few seconds of training.
     """
     wait, go, end = split(n, 1, 6, 2)
