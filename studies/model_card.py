@@ -24,11 +24,10 @@ TIMES = (900, 700, 500, 300)
 ENOUGH = 500  # effective draws behind a figure of the exact posterior
 
 
-def sample_rows(p: Model, seed: int, index: Sequence[int], steps: int = 25) -> dict[str, Any]:
+def sample_rows(p: Model, seed: int, index: Sequence[int]) -> dict[str, Any]:
     """factors: eleven numbers a sample, its ten continuous factors and P(Stranger), read off the
     image; features: the reader's 256."""
-    images = sample(p, seed=seed, index=index, steps=steps).clamp(-1, 1)
-
+    images = sample(p, seed=seed, index=index).clamp(-1, 1)
     factors = read_factors(images)[:, : STRANGER + 1]
     return {
         "factors": scores.rounded(factors),
@@ -36,9 +35,9 @@ def sample_rows(p: Model, seed: int, index: Sequence[int], steps: int = 25) -> d
     }
 
 
-def factor_rows(p: Model, seed: int, index: Sequence[int], steps: int = 25) -> list[list[float]]:
+def factor_rows(p: Model, seed: int, index: Sequence[int]) -> list[list[float]]:
     """The factors of `sample_rows` alone."""
-    return sample_rows(p, seed, index, steps)["factors"]
+    return sample_rows(p, seed, index)["factors"]
 
 
 def factor_card(

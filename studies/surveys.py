@@ -65,12 +65,12 @@ def noised_frame(p: Model, frame: int, t: int, simple: bool = False) -> tuple[Te
     return q, sampling.noised(p, puppets.render(q), t, seed=frame)
 
 
-def the_map(p: Model, name: str, x: Tensor, t: int, at: str | None = None) -> LinearMap:
-    """The Jacobian at x of one of MAPS: the encoder (of the layer `at`), the same summed over
-    places, the posterior mean."""
+def the_map(p: Model, name: str, x: Tensor, t: int) -> LinearMap:
+    """The Jacobian at x of one of MAPS: the encoder, the same summed over places, the posterior
+    mean."""
     if name not in MAPS:
         raise ValueError(f"expected a map of {tuple(MAPS)}, got {name!r}")
-    return jacobian(MAPS[name](p, t, at), x)
+    return jacobian(MAPS[name](p, t), x)
 
 
 def tangent_row(p: Model, truth: Posterior, frame: int, t: int, k: int = 2 * K) -> dict[str, Any]:

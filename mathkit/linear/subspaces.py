@@ -35,7 +35,7 @@ def principal_angles(V1: Tensor, V2: Tensor) -> Tensor:
     >>> mk.linear.subspaces.principal_angles(torch.eye(3)[:1], torch.tensor([[1.0, 1.0, 0.0]]))
     tensor([0.7854], dtype=torch.float64)
     """
-    _rows(V1, "V1"), _rows(V2, "V2")
+    _check_rows(V1, "V1"), _check_rows(V2, "V2")
     if V1.shape[1:] != V2.shape[1:]:
         raise ValueError(f"rows of one shape, got {tuple(V1.shape)} and {tuple(V2.shape)}")
     Q1, Q2 = sorted((_orthonormal(V1), _orthonormal(V2)), key=len, reverse=True)
@@ -229,10 +229,9 @@ def _triplets(r: Any) -> tuple[Tensor, Tensor, Tensor]:
     return parts
 
 
-def _rows(V: Tensor, name: str) -> Tensor:
+def _check_rows(V: Tensor, name: str) -> None:
     if tensor(V, name, "of rows (k, *shape)").ndim < 2:
         raise ValueError(f"{name} is (k, *shape), got {tuple(V.shape)}: one is {name}[None]")
-    return V
 
 
 def _orthonormal(V: Tensor) -> Tensor:
