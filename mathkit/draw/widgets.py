@@ -223,6 +223,8 @@ def _filled(spec: tuple[Any, ...], whole: bool) -> tuple[Any, Any, Any, Any]:
     """(low, high, step, start) from its first entries: 50 steps, start on the middle one."""
     low, high, *rest = spec
     step = rest[0] if rest else max(1, (high - low) // 50) if whole else (high - low) / 50
+    if not step > 0:
+        raise ValueError(f"a slider has low < high and a step > 0, got {spec}")
     return low, high, step, rest[1] if len(rest) > 1 else low + int((high - low) / step / 2) * step
 
 
