@@ -19,6 +19,7 @@ from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
 from book import pages
+from book.doctree import PICTURES as MOVING
 
 SAY = re.compile(r'<span class="say">(.*?)</span>', re.S)
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?!https?:)[^)\s]*\)")
@@ -75,14 +76,19 @@ def said(text: str) -> tuple[list[str], str]:
 
 
 def pictures(cell: Any) -> list[str]:
-    """What a cell shows, as HTML: moving pages as they are, pictures by their alt texts."""
+    """What a cell shows, as HTML: moving pages as they are, pictures by their alt texts.
+
+    Tables have none, so that a text stays with its own picture.
+    """
     alts, found = iter(cell.metadata.get("alt", [])), []
     for data in (output.get("data", {}) for output in cell.outputs):
         if "image/png" not in data and "text/html" not in data and "image/svg+xml" not in data:
             continue
-        alt = html.escape(next(alts, ""), quote=True)
-        if "text/html" in data:
-            found.append(f'<div class="page">{data["text/html"]}</div>')
+        page = data.get("text/html", "")
+        pictured = not page or any(kind in page for kind in MOVING)
+        alt = html.escape(next(alts, ""), quote=True) if pictured else ""
+        if page:
+            found.append(f'<div class="page">{page}</div>')
         elif "image/svg+xml" in data:
             found.append(data["image/svg+xml"])
         else:
