@@ -63,6 +63,13 @@ def rotate_stretch_rotate(M: Tensor | None = None, n: int = 180) -> Scene:
     return Scene("rotate", "Rotate, stretch, rotate", arrays, words, _draw_stages)
 
 
+def turns(dials: tuple[str, str]) -> Tensor:
+    """The directions (2, 13) of two dials. ValueError for names that are none."""
+    if len(set(dials) & set(puppets.CONTINUOUS)) != 2 or len(dials) != 2:
+        raise ValueError(f"dials are two of {', '.join(puppets.CONTINUOUS)}; got {dials}")
+    return torch.eye(len(puppets.FACTORS))[[puppets.FACTORS.index(name) for name in dials]]
+
+
 def healthy() -> Tensor:
     """The dials (1, 13) of chapter 06's puppet."""
     return puppets.sample_factors(16, seed=34, stranger=0)[1:2]
@@ -115,7 +122,7 @@ def ellipse(
     units of the longest, s_1 = 1.
 
     Args:
-        dials: two names of `mk.puppets.FACTORS`.
+        dials: two names of `mk.puppets.CONTINUOUS`.
         t: the noise level.
         n: frames, >= 5.
 
@@ -129,11 +136,7 @@ def ellipse(
     >>> round(float(np.linalg.norm(scene["M"], 2)), 3)
     1.0
     """
-    unknown = [name for name in dials if name not in puppets.CONTINUOUS]
-    if unknown or len(set(dials)) != 2:
-        raise ValueError(f"dials are two of {', '.join(puppets.CONTINUOUS)}; got {dials}")
-    q = healthy()
-    E = torch.eye(q.shape[1])[[puppets.FACTORS.index(name) for name in dials]]
+    q, E = healthy(), turns(dials)
     G = metric.gram(felt(q, t), E).double()
     M = torch.linalg.cholesky(G).T
     M = M / torch.linalg.matrix_norm(M, 2)
