@@ -83,6 +83,15 @@ def frechet_ratio(
     return scores.frechet(features, real) / scores.frechet(other, real)
 
 
+def noised_frame(
+    p: Model, frame: int, t: int, draw: Callable[[int, int], Tensor] = puppets.sample_factors
+) -> tuple[Tensor, Tensor]:
+    """Frame number `frame` of the cards and surveys: its factors (1, 13), and x_t with its own
+    noise. draw: of which show."""
+    q = draw(frame + 1, 21)[frame:]
+    return q, noised(p, puppets.render(q), t, seed=frame)
+
+
 def derivative_row(p: Model, truth: Posterior, frame: int, t: int, k: int = 10) -> dict[str, float]:
     """The model's derivative at one noised frame of the show, beside the exact posterior's.
 
@@ -92,7 +101,7 @@ def derivative_row(p: Model, truth: Posterior, frame: int, t: int, k: int = 10) 
     gain; overlap: the mean squared cosine between the two top-k subspaces (1 equal, k / n chance);
     error: |E_model - E_exact| / |E_exact|.
     """
-    xt = noised(p, puppets.render(truth.draw(frame + 1, 21)[frame:]), t, seed=frame)
+    _, xt = noised_frame(p, frame, t, truth.draw)
     abar = float(p.alphas_cumprod[t])
     A = jacobian(posterior_mean(p, t), xt)
     _, s, v = svd(A, k)
@@ -125,7 +134,7 @@ def sides_row(
     vectors of (J + J^T) / 2; exact, for the exact posterior's own; and "right exact" and so on, the
     overlap of each with the exact posterior's. The frames are those of `derivative_row`.
     """
-    xt = noised(p, puppets.render(truth.draw(frame + 1, 21)[frame:]), t, seed=frame)
+    _, xt = noised_frame(p, frame, t, truth.draw)
     abar = float(p.alphas_cumprod[t])
     A = jacobian(posterior_mean(p, t), xt)
     U, _, V = svd(A, k)

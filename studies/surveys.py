@@ -31,7 +31,7 @@ from mathkit.show import puppets
 from mathkit.show.posterior import Posterior
 from mathkit.show.puppets import CONTINUOUS, STRANGER, average_puppet
 from mathkit.show.reader import fit_factors, read_factors
-from studies import methods
+from studies import methods, model_card
 from studies.methods import Row, direction
 from studies.model_card import ENOUGH
 from studies.runner import job, publish
@@ -59,10 +59,9 @@ EDITS = {
 
 
 def noised_frame(p: Model, frame: int, t: int, simple: bool = False) -> tuple[Tensor, Tensor]:
-    """Frame number `frame` of the survey: its factors (1, 13), and x_t with its own noise."""
+    """`model_card.noised_frame` of the show, or of the simple one."""
     draw = puppets.sample_simple if simple else puppets.sample_factors
-    q = draw(frame + 1, seed=21)[frame:]
-    return q, sampling.noised(p, puppets.render(q), t, seed=frame)
+    return model_card.noised_frame(p, frame, t, draw)
 
 
 def the_map(p: Model, name: str, x: Tensor, t: int) -> LinearMap:

@@ -114,8 +114,7 @@ def mean_subspace(bases: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     >>> mk.linear.subspaces.mean_subspace([one, other])[1]  # e_2 is in both
     tensor([1.0000, 0.5000], dtype=torch.float64)
     """
-    if not bases or any(V.shape != bases[0].shape for V in bases):
-        raise ValueError(f"bases of one shape, got {sorted({tuple(V.shape) for V in bases})}")
+    _check_alike(bases)
     Q = torch.cat([_orthonormal(V) for V in bases]) / len(bases) ** 0.5
     _, s, V = torch.linalg.svd(Q, full_matrices=False)
     k = len(bases[0])
@@ -145,8 +144,7 @@ def matched_average(bases: Sequence[Tensor], rounds: int = 10) -> tuple[Tensor, 
     """
     from scipy.optimize import linear_sum_assignment
 
-    if not bases or any(V.shape != bases[0].shape for V in bases):
-        raise ValueError(f"bases of one shape, got {sorted({tuple(V.shape) for V in bases})}")
+    _check_alike(bases)
     rows = torch.stack([V.flatten(1).double() for V in bases])
     mean, agreement = rows[0], torch.ones(len(rows[0]), dtype=torch.float64)
     for _ in range(rounds):
@@ -227,6 +225,11 @@ def _triplets(r: Any) -> tuple[Tensor, Tensor, Tensor]:
     if len(parts) != 3 or not all(isinstance(part, Tensor) for part in parts):
         raise ValueError(f"expected U, S, V as mk.svd(A, k) gives them, got {told(r)}")
     return parts
+
+
+def _check_alike(bases: Sequence[Tensor]) -> None:
+    if not bases or any(V.shape != bases[0].shape for V in bases):
+        raise ValueError(f"bases of one shape, got {sorted({tuple(V.shape) for V in bases})}")
 
 
 def _check_rows(V: Tensor, name: str) -> None:
