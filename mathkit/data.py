@@ -254,6 +254,7 @@ def claim(folder: Path) -> None:
     probe = folder / f".{os.getpid()}.part"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        sweep(folder, r"\.(\d+)\.part")
         probe.touch()
         probe.unlink()
     except OSError as error:

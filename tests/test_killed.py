@@ -399,10 +399,12 @@ def test_what_a_killed_process_left_goes_when_the_file_is_made_again(tmp_path: P
     for path in dead + kept:
         path.parent.mkdir(exist_ok=True)
         path.touch()
+    (tmp_path / f".{gone}.part").touch()
+    data.claim(tmp_path)
     data.store(tmp_path / "a.json", b"{}")
     film.clip([np.zeros((8, 8, 3), np.uint8)], tmp_path / "a.gif")
     assert not dead[0].exists() and not dead[1].parent.exists()
-    assert all(path.exists() for path in kept)
+    assert all(path.exists() for path in kept) and not (tmp_path / f".{gone}.part").exists()
     assert {p.name for p in tmp_path.glob("a.*") if p not in kept} == {"a.json", "a.gif"}
 
 
