@@ -257,3 +257,5 @@ def test_the_three_acts_are_a_flipbook():
     assert len(box.frames) == 7 and box.values[box.start] == "rotate 1/2"
     with pytest.raises(ValueError, match=r"\(2, 2\), got \(3, 3\)"):
         widgets.rotate_stretch_rotate(torch.eye(3))
+    with pytest.raises(ValueError, match="pages is an integer >= 1, got 0"):
+        widgets.rotate_stretch_rotate(torch.eye(2), pages=0)

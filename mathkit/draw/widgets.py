@@ -21,6 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from mathkit.arguments import integer
 from mathkit.draw import acts, pictures, style
 from mathkit.draw.moving import FlipBook, size
 
@@ -173,7 +174,7 @@ def rotate_stretch_rotate(M: Tensor, pages: int = 6, **flipbook_options: Any) ->
         flipbook_options: what else `flipbook` takes.
 
     Returns: the flip book, 1 + 3 pages frames.
-    Raises ValueError for another shape.
+    Raises ValueError for another shape, and pages < 1.
     Cost: a figure for each frame.
 
     >>> from mathkit import draw
@@ -181,7 +182,7 @@ def rotate_stretch_rotate(M: Tensor, pages: int = 6, **flipbook_options: Any) ->
     >>> book.values
     ('before', 'rotate 1/1', 'stretch 1/1', 'rotate again 1/1')
     """
-    names, stages, V = _acts(M.double(), pages)
+    names, stages, V = _acts(M.double(), integer(pages, "pages", 1))
     reach = 1.15 * max(1.0, float(torch.linalg.matrix_norm(M, 2)))
     frames = (pictures.stage(A, V, reach, name) for name, A in zip(names, stages, strict=True))
     return flipbook(frames, "", values=names, **flipbook_options)
