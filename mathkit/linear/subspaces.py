@@ -35,7 +35,8 @@ def principal_angles(V1: Tensor, V2: Tensor) -> Tensor:
     >>> mk.linear.subspaces.principal_angles(torch.eye(3)[:1], torch.tensor([[1.0, 1.0, 0.0]]))
     tensor([0.7854], dtype=torch.float64)
     """
-    _check_rows(V1, "V1"), _check_rows(V2, "V2")
+    for V, name in ((V1, "V1"), (V2, "V2")):
+        _check_rows(V, name)
     if V1.shape[1:] != V2.shape[1:]:
         raise ValueError(f"rows of one shape, got {tuple(V1.shape)} and {tuple(V2.shape)}")
     Q1, Q2 = sorted((_orthonormal(V1), _orthonormal(V2)), key=len, reverse=True)
@@ -278,6 +279,7 @@ def tangent_share(V: Tensor, J: Tensor) -> tuple[float, float]:
         J: tangent vectors (j, *in).
 
     Returns: both shares, in [0, 1]; k / n by chance.
+    Raises ValueError for tangent vectors that are linearly dependent, or hold NaN.
     Cost: no pass.
 
     >>> J = torch.tensor([[3.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
@@ -285,6 +287,6 @@ def tangent_share(V: Tensor, J: Tensor) -> tuple[float, float]:
     (0.5, 0.9)
     """
     v, j = V.flatten(1).double(), J.flatten(1).to(V.device).double()
-    Q = torch.linalg.qr(j.T).Q.T
+    Q = _orthonormal(j)
     plain = (Q @ v.T).square().sum() / len(Q)
     return float(plain), float((j @ v.T).square().sum() / j.square().sum())
