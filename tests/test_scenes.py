@@ -233,6 +233,8 @@ def test_arrays_come_back_from_both_files(tmp_path):
         (lambda: scenes.ellipse(dials=("smile", "moustache")), "dials are two of curtain_hue"),
         (lambda: scenes.ellipse(dials=("smile", "smile")), "dials are two of"),
         (lambda: scenes.two_rulers(dials=("smile", "moustache")), "dials are two of"),
+        (lambda: scenes.power_method(torch.zeros(2, 2)), "got zeros"),
+        (lambda: scenes.eigenfaces(person=100), "person is an integer in 0 ... 99, got 100"),
         (lambda: scenes.cure(stops=1), "stops is an integer >= 2, got 1"),
         (lambda: scenes.rotate_stretch_rotate(n=2), "n is an integer >= 5, got 2"),
         (lambda: next(scenes.count(n=3).frames((1, 9))), "width is an integer >= 16"),

@@ -211,7 +211,7 @@ def power_method(M: Tensor | None = None, rounds: int = 6, n: int = 210) -> Scen
 
     Returns: a scene with M, v_1, starts (rounds + 1, 2), M^T M of each, and per frame the arrow
     (n, 2), the matrix over which it lies, stage (n, 2, 2), and the angle to v_1 in degrees.
-    Raises ValueError for another shape, and where the start is no help (v_1 at a right angle).
+    Raises ValueError for another shape, and for a matrix of zeros.
     Cost: 2 rounds products.
 
     >>> from mathkit.draw import scenes
@@ -221,6 +221,8 @@ def power_method(M: Tensor | None = None, rounds: int = 6, n: int = 210) -> Scen
     M = torch.tensor([[4.0, 1.0], [1.0, 3.0]]) if M is None else M
     if M.shape != (2, 2):
         raise ValueError(f"power_method takes a matrix (2, 2), got {tuple(M.shape)}")
+    if not M.any():
+        raise ValueError("power_method takes a matrix that stretches something, got zeros")
     B = M.double().numpy()
     v1 = svd(matrix(M.double()), 2).V[0].numpy()
     start = 0.97 * np.array([-v1[1], v1[0]]) + 0.24 * v1
