@@ -9,7 +9,6 @@ import base64
 import copy
 import html
 import re
-import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,6 +19,7 @@ from pygments.lexers import PythonLexer
 
 from book import pages
 from book.doctree import PICTURES as MOVING
+from mathkit.draw.moving import size
 
 SAY = re.compile(r'<span class="say">(.*?)</span>', re.S)
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?!https?:)[^)\s]*\)")
@@ -124,8 +124,8 @@ def shown(cell: Any, title: str) -> Slide:
     if figures and lines > LINES:
         notes, text = [f"It prints:\n\n```text\n{text}\n```"], ""
     made = [gallery(figures)] if figures else []
-    size = " small" if max(map(len, text.splitlines()), default=0) > LETTERS else ""
-    made += [f'<pre class="printed{size}">{html.escape(text)}</pre>'] if text else []
+    small = " small" if max(map(len, text.splitlines()), default=0) > LETTERS else ""
+    made += [f'<pre class="printed{small}">{html.escape(text)}</pre>'] if text else []
     body = raw("\n".join([*made, coded(cell.source)]))
     wide = len(figures) == 1 and aspect(figures[0]) >= 2
     room = 1 + wide if figures else max(0, ROOM - lines)
@@ -137,8 +137,8 @@ def aspect(figure: str) -> float:
     found = re.search(r"data:image/png;base64,(\S{44})", figure)
     if found is None:
         return USUAL
-    width, height = struct.unpack(">II", base64.b64decode(found[1])[16:24])
-    return float(width / height)
+    width, height = size(base64.b64decode(found[1]))
+    return width / height
 
 
 def columns(figures: list[str]) -> int:
