@@ -17,6 +17,7 @@ from mathkit.data import Entry
 from studies import train
 from studies.runner import processes
 
+LICENCE = "CC-BY-4.0"
 FILE_LIMIT, FOLDER_LIMIT = 16_000_000, 24_000_000
 PICKLES = {".bin", ".pt", ".pth", ".pkl", ".ckpt"}
 
@@ -26,7 +27,6 @@ def copy_in(
     command: str,
     seed: int,
     metrics: Mapping[str, Any],
-    licence: str = "CC-BY-4.0",
     into: str | Path | None = None,
 ) -> None:
     """Copy trained weights into data/ and renew manifest.json and README.md.
@@ -42,7 +42,7 @@ def copy_in(
     old = data.manifest(folder) if (folder / data.MANIFEST).is_file() else []
     replaced = [e for e in old if any(data.below(e["path"], name) for name in sources)]
     made = {"command": command, "seed": seed}
-    new = [made | _entry(dst, src, metrics) | {"licence": licence} for dst, src in copies.items()]
+    new = [made | _entry(dst, src, metrics) | {"licence": LICENCE} for dst, src in copies.items()]
     files = sorted([*(e for e in old if e not in replaced), *new], key=lambda e: e["path"])
     _check_sizes(files)
     for dst, src in copies.items():
