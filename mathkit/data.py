@@ -296,10 +296,10 @@ def sweep(folder: Path, pattern: str) -> None:
 
     pattern: its one group is the process's number.
     """
-    for left in folder.iterdir():
-        found = re.fullmatch(pattern, left.name)
-        if found and not _runs(int(found[1])):
-            with suppress(OSError):
+    with suppress(OSError):  # another process may sweep too, and who writes need not be let read
+        for left in folder.iterdir():
+            found = re.fullmatch(pattern, left.name)
+            if found and not _runs(int(found[1])):
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 

@@ -408,6 +408,16 @@ def test_what_a_killed_process_left_goes_when_the_file_is_made_again(tmp_path: P
     assert {p.name for p in tmp_path.glob("a.*") if p not in kept} == {"a.json", "a.gif"}
 
 
+def test_a_folder_that_may_not_be_read_takes_files(tmp_path: Path, monkeypatch: Patch) -> None:
+    def closed(folder: Path) -> Any:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", closed)
+    data.claim(tmp_path)
+    data.store(tmp_path / "a.json", b"{}")
+    assert (tmp_path / "a.json").read_bytes() == b"{}"
+
+
 def test_the_rest_of_a_killed_job_changes_no_chapter(tmp_path: Path, monkeypatch: Patch) -> None:
     """What a kill leaves in data/results/ is no table: no outputs become stale by it."""
     (tmp_path / "data" / "results").mkdir(parents=True)
