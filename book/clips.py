@@ -60,14 +60,14 @@ def clip(scene: Scene, path: Path, size: tuple[int, int] = SIZE) -> Path:
     return path
 
 
-def poster(page: np.ndarray, limit: int = POSTER) -> bytes:
-    """A frame as PNG of at most so many bytes: fewer pixels, then fewer colours."""
+def poster(page: np.ndarray) -> bytes:
+    """A frame as PNG of at most POSTER bytes: fewer pixels, then fewer colours."""
     picture = Image.fromarray(page)
     for share, colours in ((1, 256), (0.75, 256), (0.5, 256), (0.5, 64), (0.375, 64), (0.25, 64)):
         size = (round(share * picture.width), round(share * picture.height))
         raw = io.BytesIO()
         small = picture.resize(size, Image.Resampling.LANCZOS)
         small.quantize(colours, Image.Quantize.MEDIANCUT).save(raw, "PNG", optimize=True)
-        if len(raw.getvalue()) <= limit:
+        if len(raw.getvalue()) <= POSTER:
             break
     return raw.getvalue()

@@ -1,11 +1,13 @@
 """The picture of the front page and the README: frames of the show, as the renderer draws them."""
 
+import io
 from pathlib import Path
 
 import torch
 from PIL import Image
 
 import mathkit as mk
+from mathkit import data
 
 FRAMES, SIZE, GAP = 7, 224, 8
 VISITED = (2, 5)
@@ -25,6 +27,8 @@ def draw(path: Path) -> Path:
     for i, frame in enumerate(frames()):
         left = GAP + i * (SIZE + GAP)
         tape[:, GAP : GAP + SIZE, left : left + SIZE] = frame
+    raw = io.BytesIO()
     pixels = ((tape.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
-    Image.fromarray(pixels).save(path, optimize=True)
+    Image.fromarray(pixels).save(raw, "PNG", optimize=True)
+    data.store(path, raw.getvalue())
     return path

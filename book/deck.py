@@ -9,7 +9,6 @@ import base64
 import copy
 import html
 import re
-import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,6 +18,8 @@ from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
 from book import pages
+from book.doctree import PICTURES as MOVING
+from mathkit.draw.moving import size
 
 SAY = re.compile(r'<span class="say">(.*?)</span>', re.S)
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?!https?:)[^)\s]*\)")
@@ -75,14 +76,19 @@ def said(text: str) -> tuple[list[str], str]:
 
 
 def pictures(cell: Any) -> list[str]:
-    """What a cell shows, as HTML: moving pages as they are, pictures by their alt texts."""
+    """What a cell shows, as HTML: moving pages as they are, pictures by their alt texts.
+
+    Tables have none, so that a text stays with its own picture.
+    """
     alts, found = iter(cell.metadata.get("alt", [])), []
     for data in (output.get("data", {}) for output in cell.outputs):
         if "image/png" not in data and "text/html" not in data and "image/svg+xml" not in data:
             continue
-        alt = html.escape(next(alts, ""), quote=True)
-        if "text/html" in data:
-            found.append(f'<div class="page">{data["text/html"]}</div>')
+        page = data.get("text/html", "")
+        pictured = not page or any(kind in page for kind in MOVING)
+        alt = html.escape(next(alts, ""), quote=True) if pictured else ""
+        if page:
+            found.append(f'<div class="page">{page}</div>')
         elif "image/svg+xml" in data:
             found.append(data["image/svg+xml"])
         else:
@@ -118,8 +124,8 @@ def shown(cell: Any, title: str) -> Slide:
     if figures and lines > LINES:
         notes, text = [f"It prints:\n\n```text\n{text}\n```"], ""
     made = [gallery(figures)] if figures else []
-    size = " small" if max(map(len, text.splitlines()), default=0) > LETTERS else ""
-    made += [f'<pre class="printed{size}">{html.escape(text)}</pre>'] if text else []
+    small = " small" if max(map(len, text.splitlines()), default=0) > LETTERS else ""
+    made += [f'<pre class="printed{small}">{html.escape(text)}</pre>'] if text else []
     body = raw("\n".join([*made, coded(cell.source)]))
     wide = len(figures) == 1 and aspect(figures[0]) >= 2
     room = 1 + wide if figures else max(0, ROOM - lines)
@@ -131,8 +137,8 @@ def aspect(figure: str) -> float:
     found = re.search(r"data:image/png;base64,(\S{44})", figure)
     if found is None:
         return USUAL
-    width, height = struct.unpack(">II", base64.b64decode(found[1])[16:24])
-    return float(width / height)
+    width, height = size(base64.b64decode(found[1]))
+    return width / height
 
 
 def columns(figures: list[str]) -> int:

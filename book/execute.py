@@ -249,11 +249,7 @@ def report(path: Path, cell: Any, index: int, error: Exception) -> str:
 
 
 def keep(nb: Any, copy: Path, quick: bool, seconds: float) -> None:
-    stamp = {
-        "fingerprint": fingerprint(nb),
-        "setting": setting(nb, quick),
-        "seconds": round(seconds),
-    }
+    stamp = {"fingerprint": fingerprint(nb), "setting": setting(nb, quick)}
     nb.metadata["mathkit_run"] = stamp | {"seconds": round(seconds)}
     data.store(copy, f"{nbformat.writes(nb)}\n".encode())
 

@@ -16,7 +16,7 @@ FENCE = ":" * 7
 EXERCISES = "## Exercises"
 EXERCISE = re.compile(r"### Exercise (\d+) \((\d+) minutes\): (.*)")
 HEADING = re.compile(r"#{1,6} ")
-CODE_FENCE = re.compile(r"\s*(```|~~~)")
+CODE_FENCE = re.compile(r"\s*(`{3,}(?=[^`]*$)|~{3,})")
 MINUTES = re.compile(r"\b(\d+) min\b")  # in the table that opens a chapter
 CHAPTER = re.compile(r"\[([^\]]*)\]\((\d\d_\w+)\.ipynb\)")
 LABORATORY = re.compile(r'<span class="laboratory" data-at="([^"]*)">(.*?)</span>', re.S)
@@ -32,10 +32,12 @@ def tags(cell: Any) -> set[str]:
 
 def split_headings(source: str) -> list[str]:
     """Markdown as pieces: each heading line alone, what stands between them together."""
-    pieces, fenced = [""], False
+    pieces, fence = [""], ""
     for line in source.splitlines():
-        fenced ^= bool(CODE_FENCE.match(line))
-        if HEADING.match(line) and not fenced:
+        if found := CODE_FENCE.match(line):
+            closes = line.strip() == fence[:1] * len(found[1]) and len(found[1]) >= len(fence)
+            fence = "" if closes else fence or found[1]
+        if HEADING.match(line) and not fence:
             pieces += [line, ""]
         else:
             pieces[-1] += f"{line}\n"

@@ -7,9 +7,9 @@ arguments, data, scores, exercises
 linear      LinearMap, Jacobians, the adjoint, power method, Lanczos and svd; subspaces, metrics
 diffusion   models and how they are loaded; sampling; the encoder x_t -> h; edits of x_t and of h
 show        the puppet show: renderer, exact posterior, reader of factors
-chapters    what the chapters of these names teach: eigenfaces, superposition, neurons, treatment
+chapters    what the chapters teach: eigenfaces, superposition, neurons, treatment, galaxies, ...
 draw        style, pictures, curves, widgets, tables; scenes, film and the look of a tape
-tools       atlas and report of your own model: `python -m mathkit atlas`, `... report`
+tools       of your own model, by `python -m mathkit`: `atlas`, `report`, `edit`
 
 Beside it in a clone, not installed with it: `studies`, how our own tables and weights were made.
 """

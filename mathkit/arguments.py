@@ -54,6 +54,14 @@ def tensor(x: Any, name: str, shape: str) -> Tensor:
     raise ValueError(f"{name} is a tensor {shape}, got {told(x)}{hint}")
 
 
+def finite(x: Tensor) -> bool:
+    """Is every number of x finite?"""
+    try:
+        return bool(x.isfinite().all())
+    except RuntimeError:  # inside torch.func.vmap no value may be read
+        return True
+
+
 def told(x: Any) -> str:
     """What came, in a few words."""
     if isinstance(x, Tensor) and x.ndim:

@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import zipfile
 from collections.abc import Sequence
 from contextlib import suppress
@@ -253,6 +254,7 @@ def claim(folder: Path) -> None:
     probe = folder / f".{os.getpid()}.part"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        sweep(folder, r"\.(\d+)\.part")
         probe.touch()
         probe.unlink()
     except OSError as error:
@@ -266,12 +268,14 @@ def claim(folder: Path) -> None:
 def store(path: Path, content: bytes) -> None:
     """Write a file, whole or not at all, whenever the process or the machine stops.
 
-    Raises OSError that says what to do. A kill leaves PATH.PID.part at most.
+    Raises OSError that says what to do. A kill leaves PATH.PID.part at most, until the file is
+    written again.
     """
     # Of this process alone: one that outlived its parent may still write the same file.
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path.parent, rf"{re.escape(path.name)}\.(\d+)\.part")
         with open(part, "wb") as file:
             file.write(content)
             file.flush()
@@ -285,6 +289,30 @@ def store(path: Path, content: bytes) -> None:
             f"{path} could not be written: {error.strerror}. What is finished is kept: mend that "
             "(a full disk: free some space) and run the same command again",
         ) from error
+
+
+def sweep(folder: Path, pattern: str) -> None:
+    """Remove what killed processes left in a folder under names of a pattern.
+
+    pattern: its one group is the process's number.
+    """
+    with suppress(OSError):  # another process may sweep too, and who writes need not be let read
+        for left in folder.iterdir():
+            found = re.fullmatch(pattern, left.name)
+            if found and not _runs(int(found[1])):
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
+def _runs(pid: int) -> bool:
+    if os.name == "nt":  # where to ask is to kill
+        return True
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # of another user
+        pass
+    return True
 
 
 class Info(dict[str, str]):

@@ -177,18 +177,13 @@ def write_amendment() -> None:
         "rows": [dataclasses.asdict(r) for r in rows],
         "guidance": {"strengths": list(GRID), "side effects": rounded(effects), "dose": dose},
     }
-    data.store(data.clone() / AMENDMENT, (json.dumps(table, indent=1) + "\n").encode())
+    trial.write(AMENDMENT, table)
 
 
 def amendment() -> dict[str, Any]:
     """The second amendment, data/second_amendment.json; ValueError where it is of another
     protocol, FileNotFoundError where there is none."""
-    path = data.locate(AMENDMENT)
-    if path is None:
-        raise FileNotFoundError(
-            f"no {AMENDMENT} in data/: run `python -m studies results second_amendment`"
-        )
-    found: dict[str, Any] = json.loads(path.read_text())
+    found: dict[str, Any] = json.loads(trial.find(AMENDMENT).read_text())
     if found["protocol"] != trial.digest(trial.protocol()):
         raise ValueError(
             f"{AMENDMENT} is of another protocol: run `... results second_amendment` again"

@@ -19,10 +19,10 @@ WORLDS = [(n, SHARE) for n in (32, 64, 128, MANY, 256)]
 WORLDS += [(MANY, share) for share in (0.2, 0.4, 0.6)] + [(0, 0.0)]
 
 
-def places(p: Model, frames: int = FRAMES) -> tuple[Tensor, Tensor]:
-    """Factors (frames, 13), and h at every place of every frame, (64 frames, channels), less the
-    mean of the place. Cost: `frames` renders and encoder calls."""
-    q = sample_factors(frames, SEED)
+def places(p: Model) -> tuple[Tensor, Tensor]:
+    """Factors (FRAMES, 13), and h at every place of every frame, (64 FRAMES, channels), less the
+    mean of the place. Cost: FRAMES renders and encoder calls."""
+    q = sample_factors(FRAMES, SEED)
     with torch.no_grad():
         h = p.chunked(noised(p, render(q), TIME, seed=0), lambda part, _: encoder(p, TIME)(part))
     return q, (h - h.mean(0)).permute(0, 2, 3, 1).flatten(0, 2)
@@ -30,8 +30,9 @@ def places(p: Model, frames: int = FRAMES) -> tuple[Tensor, Tensor]:
 
 def count(X: Tensor, steps: int = 600) -> tuple[int, Tensor, Tensor]:
     """The entries that two dictionaries of whitened X agree on, the first of them, its codes."""
-    D, codes = dictionaries.dictionary(dictionaries.whitened(X), steps=steps, seed=1)
-    other = dictionaries.dictionary(dictionaries.whitened(X), steps=steps, seed=2)[0]
+    white = dictionaries.whitened(X)
+    D, codes = dictionaries.dictionary(white, steps=steps, seed=1)
+    other = dictionaries.dictionary(white, steps=steps, seed=2)[0]
     return dictionaries.agreed(D, codes, other), D, codes
 
 

@@ -190,7 +190,7 @@ def meet_neurons() -> None:
 def try_neuron(
     p: Model, cases: Cases, channel: int, limit: float, unrelated: float
 ) -> dict[str, float]:
-    """Mean P(Stranger) and mean side effect of one neuron scaled by 1 - neurons.TRIAL."""
+    """Mean P(Stranger) and mean side effect of one neuron scaled by 1 - neuron_edits.TRIAL."""
     y = neurons.edited(p, cases, neurons.silenced(channel), neuron_edits.TRIAL)
     marks = judge(cases, y, limit, unrelated)
     return {k: round(float(marks[k].mean()), 4) for k in ("p", "side")}

@@ -24,11 +24,10 @@ TIMES = (900, 700, 500, 300)
 ENOUGH = 500  # effective draws behind a figure of the exact posterior
 
 
-def sample_rows(p: Model, seed: int, index: Sequence[int], steps: int = 25) -> dict[str, Any]:
+def sample_rows(p: Model, seed: int, index: Sequence[int]) -> dict[str, Any]:
     """factors: eleven numbers a sample, its ten continuous factors and P(Stranger), read off the
     image; features: the reader's 256."""
-    images = sample(p, seed=seed, index=index, steps=steps).clamp(-1, 1)
-
+    images = sample(p, seed=seed, index=index).clamp(-1, 1)
     factors = read_factors(images)[:, : STRANGER + 1]
     return {
         "factors": scores.rounded(factors),
@@ -36,9 +35,9 @@ def sample_rows(p: Model, seed: int, index: Sequence[int], steps: int = 25) -> d
     }
 
 
-def factor_rows(p: Model, seed: int, index: Sequence[int], steps: int = 25) -> list[list[float]]:
+def factor_rows(p: Model, seed: int, index: Sequence[int]) -> list[list[float]]:
     """The factors of `sample_rows` alone."""
-    return sample_rows(p, seed, index, steps)["factors"]
+    return sample_rows(p, seed, index)["factors"]
 
 
 def factor_card(
@@ -84,6 +83,15 @@ def frechet_ratio(
     return scores.frechet(features, real) / scores.frechet(other, real)
 
 
+def noised_frame(
+    p: Model, frame: int, t: int, draw: Callable[[int, int], Tensor] = puppets.sample_factors
+) -> tuple[Tensor, Tensor]:
+    """Frame number `frame` of the cards and surveys: its factors (1, 13), and x_t with its own
+    noise. draw: of which show."""
+    q = draw(frame + 1, 21)[frame:]
+    return q, noised(p, puppets.render(q), t, seed=frame)
+
+
 def derivative_row(p: Model, truth: Posterior, frame: int, t: int, k: int = 10) -> dict[str, float]:
     """The model's derivative at one noised frame of the show, beside the exact posterior's.
 
@@ -93,7 +101,7 @@ def derivative_row(p: Model, truth: Posterior, frame: int, t: int, k: int = 10) 
     gain; overlap: the mean squared cosine between the two top-k subspaces (1 equal, k / n chance);
     error: |E_model - E_exact| / |E_exact|.
     """
-    xt = noised(p, puppets.render(truth.draw(frame + 1, 21)[frame:]), t, seed=frame)
+    _, xt = noised_frame(p, frame, t, truth.draw)
     abar = float(p.alphas_cumprod[t])
     A = jacobian(posterior_mean(p, t), xt)
     _, s, v = svd(A, k)
@@ -126,7 +134,7 @@ def sides_row(
     vectors of (J + J^T) / 2; exact, for the exact posterior's own; and "right exact" and so on, the
     overlap of each with the exact posterior's. The frames are those of `derivative_row`.
     """
-    xt = noised(p, puppets.render(truth.draw(frame + 1, 21)[frame:]), t, seed=frame)
+    _, xt = noised_frame(p, frame, t, truth.draw)
     abar = float(p.alphas_cumprod[t])
     A = jacobian(posterior_mean(p, t), xt)
     U, _, V = svd(A, k)

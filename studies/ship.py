@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import pathlib
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from mathkit.data import Entry
 from studies import train
 from studies.runner import processes
 
+LICENCE = "CC-BY-4.0"
 FILE_LIMIT, FOLDER_LIMIT = 16_000_000, 24_000_000
 PICKLES = {".bin", ".pt", ".pth", ".pkl", ".ckpt"}
 
@@ -26,10 +27,9 @@ def copy_in(
     command: str,
     seed: int,
     metrics: Mapping[str, Any],
-    licence: str = "CC-BY-4.0",
     into: str | Path | None = None,
 ) -> None:
-    """Copy trained weights into data/ and renew manifest.json and data.README.md.
+    """Copy trained weights into data/ and renew manifest.json and README.md.
 
     sources: name in data/ -> file or folder to copy, e.g. {"alice": "runs/alice/final"}; a folder
     replaces all that was listed under its name. command and seed say how the files were made,
@@ -42,7 +42,7 @@ def copy_in(
     old = data.manifest(folder) if (folder / data.MANIFEST).is_file() else []
     replaced = [e for e in old if any(data.below(e["path"], name) for name in sources)]
     made = {"command": command, "seed": seed}
-    new = [made | _entry(dst, src, metrics) | {"licence": licence} for dst, src in copies.items()]
+    new = [made | _entry(dst, src, metrics) | {"licence": LICENCE} for dst, src in copies.items()]
     files = sorted([*(e for e in old if e not in replaced), *new], key=lambda e: e["path"])
     _check_sizes(files)
     for dst, src in copies.items():
@@ -53,7 +53,7 @@ def copy_in(
 
 
 def write_manifest(folder: str | Path, files: list[Entry]) -> None:
-    """Write manifest.json and the data.README.md made from it."""
+    """Write manifest.json and the README.md made from it."""
     text = json.dumps({"files": files}, indent=1, allow_nan=False) + "\n"
     data.store(Path(folder) / data.MANIFEST, text.encode())
     data.store(Path(folder) / data.README, readme(files).encode())
@@ -95,7 +95,7 @@ def _check_sizes(files: list[Entry]) -> None:
 
 
 def readme(files: list[Entry]) -> str:
-    """data/data.README.md: a table of the listed files, and the card of each that has metrics."""
+    """data/README.md: a table of the listed files, and the card of each that has metrics."""
     lines = ["# Data", "", f"Made from `{data.MANIFEST}` by `make ship`; edit neither by hand.", ""]
     if not files:
         return "\n".join([*lines, "Nothing is shipped yet.", ""])
@@ -170,7 +170,7 @@ def main(words: Sequence[str] = ()) -> None:
     ship()
 
 
-def _folder(name: str, half: dict[str, Tensor]) -> pathlib.Path:
+def _folder(name: str, half: dict[str, Tensor]) -> Path:
     """runs/NAME/final in diffusers' layout: a DDPM pipeline that predicts v."""
     from diffusers import DDPMPipeline, DDPMScheduler
 
@@ -181,5 +181,8 @@ def _folder(name: str, half: dict[str, Tensor]) -> pathlib.Path:
     )
     folder = train.RUNS / name / "final"
     pipeline: Any = DDPMPipeline(net, scheduler)
-    pipeline.save_pretrained(folder)
+    with tempfile.TemporaryDirectory() as made:
+        pipeline.save_pretrained(made)
+        for file, source in _files("final", Path(made)):
+            data.store(folder.parent / file, source.read_bytes())
     return folder

@@ -31,7 +31,7 @@ from mathkit.show import puppets
 from mathkit.show.posterior import Posterior
 from mathkit.show.puppets import CONTINUOUS, STRANGER, average_puppet
 from mathkit.show.reader import fit_factors, read_factors
-from studies import methods
+from studies import methods, model_card
 from studies.methods import Row, direction
 from studies.model_card import ENOUGH
 from studies.runner import job, publish
@@ -59,18 +59,17 @@ EDITS = {
 
 
 def noised_frame(p: Model, frame: int, t: int, simple: bool = False) -> tuple[Tensor, Tensor]:
-    """Frame number `frame` of the survey: its factors (1, 13), and x_t with its own noise."""
+    """`model_card.noised_frame` of the show, or of the simple one."""
     draw = puppets.sample_simple if simple else puppets.sample_factors
-    q = draw(frame + 1, seed=21)[frame:]
-    return q, sampling.noised(p, puppets.render(q), t, seed=frame)
+    return model_card.noised_frame(p, frame, t, draw)
 
 
-def the_map(p: Model, name: str, x: Tensor, t: int, at: str | None = None) -> LinearMap:
-    """The Jacobian at x of one of MAPS: the encoder (of the layer `at`), the same summed over
-    places, the posterior mean."""
+def the_map(p: Model, name: str, x: Tensor, t: int) -> LinearMap:
+    """The Jacobian at x of one of MAPS: the encoder, the same summed over places, the posterior
+    mean."""
     if name not in MAPS:
         raise ValueError(f"expected a map of {tuple(MAPS)}, got {name!r}")
-    return jacobian(MAPS[name](p, t, at), x)
+    return jacobian(MAPS[name](p, t), x)
 
 
 def tangent_row(p: Model, truth: Posterior, frame: int, t: int, k: int = 2 * K) -> dict[str, Any]:

@@ -80,9 +80,7 @@ class Fit:
     losses: Tensor
 
 
-def fit_toys(
-    sweep: Recipe, kind: str, seed: int, at: Sequence[int] | None = None, progress: bool = False
-) -> Fit:
+def fit_toys(sweep: Recipe, kind: str, seed: int, at: Sequence[int] | None = None) -> Fit:
     """Train the grid points `at` (default all) of a sweep; a point alone goes as in the grid."""
     which = torch.arange(len(sweep.points()[0])) if at is None else torch.tensor(list(at))
     law, importance = sweep.law(which.repeat_interleave(sweep.tries))
@@ -98,7 +96,6 @@ def fit_toys(
         seed=seed,
         starts=list(range(sweep.tries)) * len(which),
         record=set(sweep.record),
-        progress=progress,
     )
     losses = toys.loss(law, importance, count=16_384)
     return Fit(toys.best(losses, len(which)), losses.view(len(which), -1))
@@ -195,9 +192,9 @@ def _poly(toys: Toys) -> dict[str, Any]:
     return {"share": rounded(share, 2), "size": rounded(total.sqrt(), 2)}
 
 
-def fall(base: float, count: int, first: float = 0.0, last: float = 1.0) -> tuple[float, ...]:
-    """base^-x for x from first to last, rounded to five digits."""
-    x = torch.linspace(first, last, count, dtype=torch.float64)
+def fall(base: float, count: int, first: float = 0.0) -> tuple[float, ...]:
+    """base^-x for x from first to 1, rounded to five digits."""
+    x = torch.linspace(first, 1, count, dtype=torch.float64)
     return tuple(round(float(v), 5) for v in base**-x)
 
 

@@ -131,7 +131,7 @@ def protocol() -> dict[str, Any]:
 
     Raises FileNotFoundError where there is none, ValueError where it was fixed on other weights.
     """
-    chosen: dict[str, Any] = json.loads(_found(PROTOCOL).read_text())
+    chosen: dict[str, Any] = json.loads(find(PROTOCOL).read_text())
     if chosen["weights"] != fingerprint():
         raise ValueError(f"{PROTOCOL} was fixed on other weights: run `... results protocol` first")
     return chosen
@@ -143,7 +143,7 @@ def amended() -> dict[str, Any]:
     Raises FileNotFoundError where one of the two is missing, ValueError where the amendment is of
     another protocol.
     """
-    chosen, more = protocol(), json.loads(_found(AMENDMENT).read_text())
+    chosen, more = protocol(), json.loads(find(AMENDMENT).read_text())
     if more["protocol"] != digest(chosen):
         raise ValueError(f"{AMENDMENT} is of another protocol: run `... results amendment` again")
     both = {"strengths": chosen["strengths"] | more["strengths"]}
@@ -157,16 +157,17 @@ def digest(chosen: Mapping[str, Any]) -> str:
 
 def kept() -> dict[str, Tensor]:
     """The directions that the protocol keeps; ValueError where the file is not the protocol's."""
-    path = _found(KEPT)
+    path = find(KEPT)
     if data.sha256(path) != protocol()["kept"]:
         raise ValueError(f"{path} is not the file that {PROTOCOL} names")
     return {name: v.float() for name, v in load_file(path).items()}
 
 
-def _found(name: str) -> pathlib.Path:
+def find(name: str) -> pathlib.Path:
+    """A file of data/ that a job writes. FileNotFoundError, with that job, where there is none."""
     path = data.locate(name)
     if path is None:
-        by = "amendment" if name == AMENDMENT else "protocol"
+        by = "protocol" if name == KEPT else name.removesuffix(".json")
         raise FileNotFoundError(f"no {name} in data/: run `python -m studies results {by}`")
     return path
 
@@ -197,7 +198,7 @@ def write_protocol() -> None:
         "primary": PRIMARY, "control": CONTROL, "doses": list(DOSES), "low": LOW,
         "weights": fingerprint(), "kept": data.sha256(place), "development": ill,
     }  # fmt: skip
-    _write(PROTOCOL, table | found)
+    write(PROTOCOL, table | found)
 
 
 def write_amendment() -> None:
@@ -206,10 +207,11 @@ def write_amendment() -> None:
     ward = Ward(chosen["limit"], kept())
     found = _dosed(ward, "amendment_sweep", ADDED, chosen["development"])
     if processes()[0] == 0:
-        _write(AMENDMENT, {"protocol": digest(chosen)} | found)
+        write(AMENDMENT, {"protocol": digest(chosen)} | found)
 
 
-def _write(name: str, table: Mapping[str, Any]) -> None:
+def write(name: str, table: Mapping[str, Any]) -> None:
+    """Write a table by name into the clone's data/."""
     data.store(data.clone() / name, (json.dumps(table, indent=1) + "\n").encode())
 
 

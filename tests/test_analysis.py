@@ -41,6 +41,8 @@ def test_white_noise_fills_the_rings_by_their_size():
     assert torch.allclose(power.mean(0), sizes, atol=0.01)
     with pytest.raises(ValueError, match=r"\(k, C, H, H\)"):
         spectrum.spectral_density(torch.zeros(2, 3, 8, 16))
+    with pytest.raises(ValueError, match="is zero"):
+        spectrum.spectral_density(torch.eye(8)[None] * torch.tensor([1.0, 0]).view(2, 1, 1, 1))
 
 
 def rough_and_smooth(shape):
@@ -76,6 +78,10 @@ def test_random_pictures_are_where_their_place_is_and_as_long():
     placed = spectrum.as_smooth(V, 0, place)
     assert float(placed[..., 16:, :].abs().max()) == 0
     torch.testing.assert_close(placed.flatten(1).norm(dim=1), torch.ones(3))
+
+
+def test_nothing_is_as_smooth_as_nothing():
+    assert not spectrum.as_smooth(torch.zeros(2, 1, 8, 8), 0).any()
 
 
 def test_only_pictures_have_a_smoothness():
@@ -119,6 +125,14 @@ def test_tangents_are_finite_differences_of_the_renderer():
         step[0, j] = 1e-5
         by_hand = (puppets.render(q + step) - puppets.render(q - step))[0] / 2e-5
         assert torch.allclose(J[j], by_hand, atol=1e-5)
+
+
+@pytest.mark.parametrize("last", [0.0, 2.0])
+def test_dependent_tangents_have_no_share(last):
+    """A share would count directions that are no tangents: their span has fewer than there are."""
+    J = torch.eye(5)[0] * torch.tensor([[1.0], [last]])
+    with pytest.raises(ValueError, match="dependent"):
+        subspaces.tangent_share(torch.eye(5)[1:3], J)
 
 
 def test_tangent_shares_of_planted_spans():

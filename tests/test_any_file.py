@@ -33,7 +33,6 @@ from torch import Tensor
 
 import mathkit as mk
 from mathkit import data
-from mathkit.diffusion import hub
 
 pytestmark = [pytest.mark.slow, UNTRAINED]
 
@@ -712,7 +711,7 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "safetensors": ("w.safetensors", data.read_tensors),
     "pickle": ("w.pt", data.read_tensors),
     "index": ("w.safetensors.index.json", data.read_tensors),
-    "json": ("w.json", hub.read_json),
+    "json": ("w.json", data.read_json),
     "scheduler": ("scheduler_config.json", lambda p: mk.load_model(p.parent, scheduler=p)),
     "scheduler's folder": (
         "scheduler_config.json", lambda p: mk.load_model(p.parent, scheduler=p.parent)

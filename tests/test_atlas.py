@@ -221,15 +221,6 @@ def test_what_is_finished_is_not_done_again(
     assert "4 of 4 bases finished" in capsys.readouterr().out
 
 
-def test_only_leftovers_of_its_own_are_cleared(tiny: Path, copy: Path) -> None:
-    kept = ["film.part", "sample.safetensors", "other.safetensors.7.part"]
-    left = ["atlas.json.7.part", "sample000000_t0500.safetensors.7.part"]
-    for name in kept + left:
-        (copy / name).touch()
-    atlas.build(tiny, copy, **SMALL)
-    assert [(copy / name).exists() for name in kept + left] == [True] * 3 + [False] * 2
-
-
 def job(*words: str) -> list[str]:
     return [sys.executable, "-m", *words]
 

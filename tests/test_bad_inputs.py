@@ -494,6 +494,16 @@ ROWS = [
         lambda: finite(mk.normalise(p, xt * math.nan, 600, like=xt)),
         "refuse",
     ),
+    (
+        "normalise: a model of two numbers, no picture",
+        lambda: mk.normalise(
+            mk.diffusion.gaussian.GaussianModel(torch.zeros(2), torch.eye(2)),
+            torch.ones(1, 2),
+            600,
+            like=torch.ones(1, 2),
+        ),
+        "refuse",
+    ),
     ("normalise: y is numpy", lambda: mk.normalise(p, xt.numpy(), 600, like=xt), "refuse"),
     (
         "normalise: kappa = 1, t = 0",

@@ -124,6 +124,21 @@ def test_story_is_framed_and_headings_stay_outside():
     assert told.count("{container} story") == 2
 
 
+@pytest.mark.parametrize(
+    "block",
+    [
+        "```\n# no\n```",
+        "````\n```\n# no\n```\n````",
+        "~~~\n```\n# no\n~~~",
+        "```a\n```b\n# no\n```",
+    ],
+)
+def test_code_has_no_headings_whatever_fences_stand_in_it(block):
+    """By CommonMark a fence ends at one of its own kind, as long and bare."""
+    assert pages.split_headings(f"# one\n{block}\n# two") == ["# one", block, "# two"]
+    assert pages.split_headings("```code``` in a line\n# one")[1:] == ["# one"]
+
+
 @pytest.mark.parametrize(("cut", "gone"), [("math", "Once"), ("story", "Proof")])
 def test_a_cut_leaves_the_other_kind_out(cut, gone):
     story, math = {"tags": ["story"]}, {"tags": ["math"]}

@@ -64,6 +64,8 @@ def test_entries_in_use_agree_if_they_point_one_way():
     [
         (lambda: dictionaries.whitened(torch.randn(3, 4)), "take more rows"),
         (lambda: dictionaries.whitened(torch.full((5, 2), torch.nan)), "take more rows"),
+        (lambda: dictionaries.whitened(torch.ones(5, 2)), "all alike"),
+        (lambda: dictionaries.dictionary(torch.zeros(9, 2), 4, active=1), "not zero"),
         (lambda: dictionaries.crowd(5, 0.5, rows=3, m=4), "n over 6"),
         (lambda: dictionaries.crowd(20, 1.5, rows=3, m=4), "share is in"),
         (lambda: dictionaries.dictionary(torch.randn(5, 2), 4, active=5), "active in 1 ... 4"),

@@ -17,7 +17,7 @@ from matplotlib.colors import to_rgb  # noqa: E402
 from PIL import Image  # noqa: E402
 from skimage.color import deltaE_ciede2000, rgb2lab  # noqa: E402
 
-from mathkit.draw import curves, pictures, style  # noqa: E402
+from mathkit.draw import Table, curves, pictures, style  # noqa: E402
 from mathkit.show import puppets  # noqa: E402
 
 NAMES = ["curtain hue", "felt hue", "eye size", "mouth opening", "smile", "light", "stranger"]
@@ -440,6 +440,17 @@ def test_colour_maps_darken_evenly_away_from_zero(half):
     assert steps.min() > 0 and steps.max() < 1.5 * steps.min()
 
 
+def test_a_list_of_matrices_is_drawn_as_their_batch():
+    W = torch.randn(3, 2, 5)
+    one, other = (style.png(pictures.features(given)) for given in (W, list(W)))
+    assert one == other
+
+
+def test_a_table_shows_three_digits_of_every_kind_of_number():
+    cells = [1 / 3, np.float32(1 / 3), np.float64(1 / 3), 3, np.int64(3), True]
+    assert repr(Table(list("abcdef"), [cells])).split()[6:] == ["0.333"] * 3 + ["3", "3", "True"]
+
+
 # --- what bad input gets -------------------------------------------------------------------------
 
 
@@ -458,7 +469,9 @@ def test_colour_maps_darken_evenly_away_from_zero(half):
         (lambda: pictures.diagram({"a": (0, 0, 1, 0)}, []), r"height > 0"),
         (lambda: pictures.diagram({}, []), r"takes boxes"),
         (lambda: pictures.diagram({"a": (0, 0, 1, 1)}, [("a", "b", "")]), r"no box \['b'\]"),
+        (lambda: pictures.cards(images(2), rand(2, 0), []), "0 names"),
         (lambda: pictures.features(torch.zeros(2, 5)), r"W \(B, 2, n\)"),
+        (lambda: pictures.features(torch.zeros(0, 2, 5)), r"W \(B, 2, n\)"),
         (lambda: pictures.heat(-torch.ones(2, 2)), "signed=True"),
         (lambda: curves.spectrum(torch.tensor([1.0, torch.inf])), "infinite"),
         (lambda: style.picture(images(2)), "one image"),

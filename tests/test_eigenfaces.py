@@ -105,6 +105,7 @@ def test_absent_olivetti_faces_say_how_to_fetch_them(tmp_path):
         (lambda: eigenfaces.load_faces("lfwa"), "one of lfw, olivetti, puppets"),
         (lambda: eigenfaces.load_faces("lfw", 1), "count is an integer >= 2"),
         (lambda: eigenfaces.load_faces("lfw", 101), "holds 100 faces"),
+        (lambda: eigenfaces.load_faces("lfw", size=0), "size is an integer >= 1"),
         (
             lambda: eigenfaces.eigenfaces(torch.randn(5, 9), 5),
             r"k, of 5 images, .* 1 \.\.\. 4, got 5",

@@ -2,6 +2,7 @@
 
 import builtins
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -259,6 +260,15 @@ def test_frames_are_asked_for_one_by_one(tmp_path):
     assert len(asked) == 40
 
 
+@pytest.mark.parametrize("name", ["100%_%02d.png", "%d of %d.png"])
+def test_of_a_name_only_the_number_is_a_number(tmp_path, name):
+    front, form, back = name.partition(re.search("%0?2?d", name)[0])
+    for count in (3, 2):  # the tail of the longer film goes
+        film.clip(moving(count), tmp_path / name)
+        names = {f"{front}{form % i}{back}" for i in range(count)}
+        assert {path.name for path in tmp_path.iterdir()} == names
+
+
 class Stopped(Exception):
     pass
 
@@ -293,7 +303,8 @@ def test_a_film_is_written_whole_or_not_at_all(tmp_path, name, error):
         ([page()], "x.mp4", {"size": (121, 90)}, "even width and height, got 121 x 90"),
         ([page()], "x.avi", {}, "ends in .mp4 or .gif, or is a folder/"),
         ([page()], "x.mp4", {"fps": 0}, "fps is a finite number in .0.001, 240., got 0"),
-        ([page()], "x.gif", {"fps": 60}, "fps is a finite number in .0.001, 50., got 60"),
+        ([page()], "x.gif", {"fps": 60}, "fps is a finite number in .0.002, 50., got 60"),
+        ([page()], "x.gif", {"fps": 0.001}, "fps is a finite number in .0.002, 50., got 0.001"),
         ([page()], "x.mp4", {"quality": 52}, "quality is an integer in 0 ... 51"),
         ([torch.full((3, 8, 8), 1.2)], "x.gif", {}, "lies in .-1, 1., got values from 1.2 to 1.2"),
         ([torch.full((3, 8, 8), float("nan"))], "x.gif", {}, "lies in .-1, 1."),

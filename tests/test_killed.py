@@ -32,6 +32,7 @@ from killing import (
     check_left,
     closed,
     content,
+    final,
     go_on,
     live,
     out_of_room,
@@ -41,12 +42,12 @@ from killing import (
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 from PIL import Image
 
-from book import build, clips, execute
+from book import build, clips, cover, execute
 from mathkit import data
-from mathkit.draw import scenes
+from mathkit.draw import film, scenes
 from mathkit.tools import atlas, edit, report
 from mathkit.tools.subject import Settings
-from studies import crowds, jobs, runner, train, trial
+from studies import crowds, jobs, runner, ship, train, trial
 
 pytestmark = [UNTRAINED, pytest.mark.usefixtures("figures_closed")]
 ROOT = Path(__file__).resolve().parent.parent
@@ -368,6 +369,55 @@ def test_a_naive_writer_is_found_out(
         survives(tool, tmp_path / "work", whole, whole.moments)
 
 
+def draw_cover(folder: Path, patch: Patch, did: Did) -> None:
+    patch.setattr(cover, "SIZE", 16)
+    did.append(cover.draw(folder / "cover.png"))
+
+
+def lay_out(folder: Path, patch: Patch, did: Did) -> None:
+    """What `make ship` makes of a trained patient."""
+    patch.setattr(train, "RUNS", folder)
+    patch.setitem(train.PATIENTS, "understudy", standins.SMALL)
+    half = {k: v.half() for k, v in train.make_unet("understudy").state_dict().items()}
+    did.append(ship._folder("understudy", half))
+
+
+@pytest.mark.parametrize("run", [draw_cover, lay_out])
+def test_what_is_made_at_once_is_whole_or_absent(run: Any, tmp_path: Path) -> None:
+    tool = Tool(run, lambda folder: set())
+    whole = undisturbed(tool, tmp_path / "work")
+    survives(tool, tmp_path / "work", whole, 4)
+
+
+def test_what_a_killed_process_left_goes_when_the_file_is_made_again(tmp_path: Path) -> None:
+    """And nothing else: neither what a living process writes, nor files of another name."""
+    gone = 2**22 + 1  # more than Linux and macOS count their processes
+    dead = [tmp_path / f"a.json.{gone}.part", tmp_path / f".film-{gone}_x" / "a.gif"]
+    living = [tmp_path / f"a.json.{os.getppid()}.part", tmp_path / f".film-{os.getppid()}_x" / "y"]
+    others = [f"b.json.{gone}.part", "a.json.part", "axjson.7.part", f"a.json.{gone}.part.gz"]
+    kept = [*living, *(tmp_path / name for name in others), tmp_path / ".film-x" / "y"]
+    for path in dead + kept:
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    (tmp_path / f".{gone}.part").touch()
+    data.claim(tmp_path)
+    data.store(tmp_path / "a.json", b"{}")
+    film.clip([np.zeros((8, 8, 3), np.uint8)], tmp_path / "a.gif")
+    assert not dead[0].exists() and not dead[1].parent.exists()
+    assert all(path.exists() for path in kept) and not (tmp_path / f".{gone}.part").exists()
+    assert {p.name for p in tmp_path.glob("a.*") if p not in kept} == {"a.json", "a.gif"}
+
+
+def test_a_folder_that_may_not_be_read_takes_files(tmp_path: Path, monkeypatch: Patch) -> None:
+    def closed(folder: Path) -> Any:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", closed)
+    data.claim(tmp_path)
+    data.store(tmp_path / "a.json", b"{}")
+    assert (tmp_path / "a.json").read_bytes() == b"{}"
+
+
 def test_the_rest_of_a_killed_job_changes_no_chapter(tmp_path: Path, monkeypatch: Patch) -> None:
     """What a kill leaves in data/results/ is no table: no outputs become stale by it."""
     (tmp_path / "data" / "results").mkdir(parents=True)
@@ -410,6 +460,7 @@ def test_a_process_that_is_killed_leaves_what_is_left_here(name: str, tmp_path: 
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert remains(folder) == here
     go_on(tool, folder, whole)
+    assert all(map(final, remains(folder)))  # what the killed one left has gone
 
 
 @pytest.mark.slow

@@ -98,6 +98,14 @@ def test_bullets_are_the_marked_sentences_and_notes_the_rest():
     assert "case file" not in notes and "02_x" not in notes and "chapter 02" in notes
 
 
+def test_a_text_stays_with_its_picture_whatever_table_comes_before():
+    table, moving = {"text/html": "<table></table>"}, {"text/html": '<figure class="flipbook">'}
+    picture = {"image/png": png()}
+    cell = shows("all()", table, picture, moving, picture, alt=["One.", "It moves.", "Two."])
+    shown = deck.pictures(cell)
+    assert ['alt="One."' in shown[1], 'alt="Two."' in shown[3]] == [True, True]
+
+
 def test_slides_come_in_the_order_of_the_cells_and_home_after_the_end():
     slides = deck.slides(fixture(), NAME)
     assert [s.kinds[0] for s in slides] == [

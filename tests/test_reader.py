@@ -61,6 +61,11 @@ def test_the_fit_keeps_the_stranger_it_is_given(frames):
     assert distance.isfinite().all()
 
 
+def test_a_fit_takes_a_step(frames):
+    with pytest.raises(ValueError, match="steps is an integer >= 1, got 0"):
+        reader.fit_factors(frames[1][:1], steps=0)
+
+
 def test_features_have_one_row_an_image(frames):
     assert reader.read_features(frames[1][:5]).shape == (5, 256)
 

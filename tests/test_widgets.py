@@ -111,9 +111,9 @@ def test_a_draw_that_never_works_raises_at_once():
         widgets.live(lambda n: 1 / 0, n=(0, 5))
 
 
-@pytest.mark.parametrize("spec", [(1,), 3, (0, 5, 1, 9)])
+@pytest.mark.parametrize("spec", [(1,), 3, (0, 5, 1, 9), (0, 5, 0), (1.0, 1.0)])
 def test_a_slider_that_is_none_is_refused(spec):
-    with pytest.raises(ValueError, match="slider n"):
+    with pytest.raises(ValueError, match="slider (n|has low < high)"):
         widgets.live(lambda n: images(1)[0], n=spec)
 
 
@@ -257,3 +257,5 @@ def test_the_three_acts_are_a_flipbook():
     assert len(box.frames) == 7 and box.values[box.start] == "rotate 1/2"
     with pytest.raises(ValueError, match=r"\(2, 2\), got \(3, 3\)"):
         widgets.rotate_stretch_rotate(torch.eye(3))
+    with pytest.raises(ValueError, match="pages is an integer >= 1, got 0"):
+        widgets.rotate_stretch_rotate(torch.eye(2), pages=0)

@@ -5,6 +5,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from mathkit import data
+
 FOLDER = Path(__file__).parent
 SOURCE, KERNEL = FOLDER / "kernel.c", FOLDER / "kernel.wasm"
 FLAGS = (
@@ -14,7 +16,7 @@ FLAGS = (
 )  # fmt: skip
 
 
-def compiled(source: Path = SOURCE) -> bytes:
+def compiled() -> bytes:
     """The kernel; the same source and the same ziglang give the same bytes on every machine.
 
     Raises ModuleNotFoundError without ziglang, CalledProcessError where the source has a fault.
@@ -24,9 +26,10 @@ def compiled(source: Path = SOURCE) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         to = Path(folder) / KERNEL.name
         zig = [sys.executable, "-m", ziglang.__name__, "cc"]
-        subprocess.run([*zig, *FLAGS, "-o", str(to), source.name], cwd=source.parent, check=True)
+        subprocess.run([*zig, *FLAGS, "-o", str(to), SOURCE.name], cwd=FOLDER, check=True)
         return to.read_bytes()
 
 
 if __name__ == "__main__":
-    print(f"{KERNEL.name}: {KERNEL.write_bytes(compiled())} bytes")
+    data.store(KERNEL, compiled())
+    print(f"{KERNEL.name}: {KERNEL.stat().st_size} bytes")

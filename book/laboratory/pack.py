@@ -148,14 +148,9 @@ def files(folder: Path = BUILD / "laboratory") -> Path:
     return folder
 
 
-def single(folder: Path = BUILD / "laboratory") -> str:
-    """The laboratory as one page that needs no other file.
-
-    Args:
-        folder: where `files` puts what both pages share.
-    """
-    shared = files(folder)
-    bulk = (shared / "alice.js").read_text(encoding="utf-8")
+def single() -> str:
+    """The laboratory as one page that needs no other file."""
+    bulk = (files() / "alice.js").read_text(encoding="utf-8")
     return source("single.html").format(
         variables=variables(),
         font=base64.b64encode((VENDOR / FONT).read_bytes()).decode(),

@@ -18,7 +18,7 @@ def whitened(X: Tensor, floor: float = 1e-4) -> Tensor:
         floor: eigenvalues of C below this share of the largest count as this share.
 
     Returns: (B, m), of X's dtype; every direction varies alike.
-    Raises ValueError unless X is a finite matrix with more rows than columns.
+    Raises ValueError unless X is a finite matrix with more rows than columns that differ.
     Cost: one eigendecomposition (m, m).
 
     >>> from mathkit.chapters import dictionaries
@@ -31,6 +31,8 @@ def whitened(X: Tensor, floor: float = 1e-4) -> Tensor:
         raise ValueError(f"X is (B, m), B > m and finite, got {tuple(X.shape)}: take more rows")
     rows = (X - X.mean(0)).double()
     squares, axes = torch.linalg.eigh(torch.cov(rows.T))
+    if not float(squares[-1]) > 0:
+        raise ValueError("the rows of X are all alike: they have no covariance to even out")
     root = squares.clamp_min(floor * squares[-1]).sqrt()
     return (rows @ (axes / root) @ axes.T).to(X)
 
@@ -96,7 +98,7 @@ def dictionary(
         seed: of the start and of the batches.
 
     Returns: D (atoms, m), rows of length 1, and the codes z of X (B, atoms).
-    Raises ValueError where active is not in 1 ... atoms, or X is no finite matrix.
+    Raises ValueError where active is not in 1 ... atoms, or X is zero or no finite matrix.
     Cost: 6 products (batch, m) by (m, atoms) a step.
     Source: Gao and others, 2406.04093.
 
@@ -105,9 +107,10 @@ def dictionary(
     >>> D.shape, z.shape, int((z > 0).sum(1).max())
     (torch.Size([12, 6]), torch.Size([300, 12]), 1)
     """
-    if X.ndim != 2 or not bool(X.isfinite().all()) or not 1 <= active <= atoms:
+    if X.ndim != 2 or not bool(X.isfinite().all() & X.any()) or not 1 <= active <= atoms:
         raise ValueError(
-            f"X is a finite (B, m) and active in 1 ... {atoms}, got {tuple(X.shape)}, {active}"
+            f"X is a finite (B, m), not zero, and active in 1 ... {atoms}, got {tuple(X.shape)}, "
+            f"{active}"
         )
     X, g = X * (2 / X.square().sum(1).mean()).sqrt(), torch.Generator().manual_seed(seed)
     D = torch.nn.functional.normalize(torch.randn(atoms, X.shape[1], generator=g), dim=1)

@@ -38,8 +38,8 @@ def load_faces(
         size: height and width, by averaging over areas; default as they are.
 
     Returns: (N, channels, H, W).
-    Raises ValueError for another name or count, FileNotFoundError with the command that fetches the
-    Olivetti faces.
+    Raises ValueError for another name, count or size, FileNotFoundError with the command that
+    fetches the Olivetti faces.
     Cost: no pass; N renders for the puppets.
 
     >>> from mathkit.chapters import eigenfaces
@@ -59,7 +59,7 @@ def load_faces(
         raise ValueError(f"{name} holds {len(images)} faces, {count} were asked for")
     if size is None:
         return images[:count]
-    return torch.nn.functional.interpolate(images[:count], size, mode="area")
+    return torch.nn.functional.interpolate(images[:count], integer(size, "size", 1), mode="area")
 
 
 def _lfw() -> Tensor:

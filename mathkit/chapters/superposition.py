@@ -118,7 +118,10 @@ class Toys:
         count: int = 65_536,
         seed: int = 1,
     ) -> Tensor:
-        """L = sum_i I_i E (x_i - x'_i)^2 of each instance on `count` fresh draws, (N,)."""
+        """L = sum_i I_i E (x_i - x'_i)^2 of each instance on fresh draws, (N,).
+
+        count: how many, rounded up to lots of 4,096.
+        """
         weight = _each(importance, features.density)
         parts = []
         for at in _lots(features.density, 4096):

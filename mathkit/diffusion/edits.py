@@ -195,7 +195,8 @@ def normalise(
         channels: statistics of each channel apart.
 
     Returns: y', of y's shape.
-    Raises ValueError on other shapes, NaN, kappa outside its range, or a flat posterior mean.
+    Raises ValueError on other shapes, a model of what is no picture, NaN, kappa outside its range,
+    or a flat posterior mean.
     Cost: one network call an item.
     Source: eq. 4 of 2302.12469.
 
@@ -205,6 +206,8 @@ def normalise(
     torch.Size([2, 1, 3, 64, 64])
     """
     _check(p, like, t, "like")
+    if like.ndim != 4:
+        raise ValueError(f"normalise takes pictures (B, C, H, W), got {tuple(like.shape)}")
     shape = f"(..., {', '.join(map(str, like.shape))})"
     same = tensor(y, "y", shape).shape[y.ndim - like.ndim + 1 :] == like.shape[1:]
     if not same or y[..., 0, 0, 0].numel() % len(like):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mathkit.arguments import finite
 from mathkit.diffusion.levels import Levels, Time
-from mathkit.diffusion.model import Model, check_finite, linear_schedule
+from mathkit.diffusion.model import Model, linear_schedule
 
 
 class GaussianModel(Model):
@@ -31,8 +32,8 @@ class GaussianModel(Model):
 
     def __init__(self, mean: Tensor, cov: Tensor, levels: Tensor | Levels | None = None) -> None:
         n = mean.numel()
-        finite = check_finite(cov) and check_finite(mean)
-        if cov.shape != (n, n) or not torch.allclose(cov, cov.T) or not finite:
+        numbers = finite(cov) and finite(mean)
+        if cov.shape != (n, n) or not torch.allclose(cov, cov.T) or not numbers:
             raise ValueError(f"cov is a finite symmetric ({n}, {n}) matrix, got {tuple(cov.shape)}")
         variances, axes = torch.linalg.eigh(cov.double().cpu())
         if variances[0] < -1e-6 * variances[-1].abs():

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 from typing import Any
 
 from mathkit import data
-from mathkit.data import read_json
 from mathkit.diffusion.networks import check_settings, network_shape
 
 STEM = "diffusion_pytorch_model"
@@ -283,10 +282,10 @@ def _configs(
         places = [folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json"]
         scheduler = _config(folder, places, ": give scheduler=, the one it was trained with")
     check_settings(unet, kind, folder / root / "config.json")
-    told = SimpleNamespace(**unet)
-    network_shape(told)
+    settings = SimpleNamespace(**unet)
+    network_shape(settings)
     file = folder / "model_index.json"
-    index, needed = read_json(file) if file.is_file() else {}, parts_of(kind, told)
+    index, needed = data.read_json(file) if file.is_file() else {}, parts_of(kind, settings)
     if kind == "UNet2DModel" and any((folder / p).is_dir() or p in index for p in LATENT):
         raise ValueError(f"{folder} is a latent model without text, which mathkit does not read")
     _check_pipeline(folder, index, needed)
@@ -369,7 +368,7 @@ def _check_words(folder: Path, part: str) -> None:
 def _config(folder: Path, places: list[Path], cure: str = "") -> dict[str, Any]:
     for path in places:
         if path.is_file():
-            return read_json(path)
+            return data.read_json(path)
     wanted = " or ".join(p.relative_to(folder).as_posix() for p in places)
     held = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
     raise FileNotFoundError(

@@ -27,7 +27,6 @@ from mathkit.diffusion.hub import (
     import_transformers,
     model_files,
     parts_of,
-    read_json,
     unknown_parts,
 )
 from mathkit.diffusion.levels import preserving
@@ -42,7 +41,7 @@ from mathkit.diffusion.networks import (
 )
 from mathkit.diffusion.text import LatentModel, TextModel
 
-HALF = (torch.float16, torch.bfloat16)
+F32, HALF = torch.float32, (torch.float16, torch.bfloat16)
 MOST_TIMES = 100_000
 DISTILLED = {"LCMScheduler", "TCDScheduler"}
 CLIPPING = {"DDPMScheduler", "DDIMScheduler"}  # unless they say otherwise
@@ -101,12 +100,12 @@ def load_model(
     config = None if scheduler is None else _config_of(scheduler)
     files = model_files(name, revision, dtype in HALF, config)
     place = _device("cpu" if device == "auto" and files.source.startswith(BUILT_IN) else device)
-    dtype = dtype or torch.float32
+    dtype = dtype or F32
     unet, fine = _network(files.unet, files.weights, place, dtype), torch.promote_types(dtype, F32)
     parts: dict[str, Any] = {}
     for part, file in files.parts.items():
         if part == "vae":
-            vae = read_json(files.folder / "vae/config.json")
+            vae = data.read_json(files.folder / "vae/config.json")
             parts[part] = _network(vae, file, place, fine)
         else:
             parts[part], words = _text_encoder(files.folder, part, file, place, fine)
@@ -115,14 +114,11 @@ def load_model(
     return _assembled(unet, parts, files.scheduler, files.index, files.revision, files.source)
 
 
-F32 = torch.float32
-
-
 def _config_of(scheduler: Any) -> dict[str, Any]:
     """The configuration of a scheduler, or of the folder that holds one."""
     if isinstance(scheduler, str | Path):
         path = Path(scheduler)
-        return read_json(path / "scheduler_config.json" if path.is_dir() else path)
+        return data.read_json(path / "scheduler_config.json" if path.is_dir() else path)
     if not hasattr(scheduler, "config"):
         raise ValueError(
             "a network alone has no noise levels: give scheduler=, the one it was trained with, "
@@ -274,7 +270,7 @@ def _text_encoder(
 ) -> tuple[Any, Any]:
     """CLIP's text encoder of this part of a folder, and its tokenizer."""
     clip = import_transformers()
-    settings, weights = read_json(folder / part / "config.json"), data.read_tensors(file)
+    settings, weights = data.read_json(folder / part / "config.json"), data.read_tensors(file)
     check_sizes(settings, weights, folder / part / "config.json")
     kind = clip.CLIPTextModelWithProjection if part.endswith("_2") else clip.CLIPTextModel
     bars = clip.utils.logging

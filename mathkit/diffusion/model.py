@@ -10,7 +10,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from mathkit.arguments import integer, number, tensor
+from mathkit.arguments import finite, integer, number, tensor
 from mathkit.diffusion.levels import CLEAN, Levels, Time, preserving
 from mathkit.linear.chunks import NETWORK, Chunk, fitting
 
@@ -170,7 +170,7 @@ class Model:
                 f"{name} is {torch.float32} on {self.device}, got {x.dtype} on {x.device}: use "
                 f"{name}.float() (bytes: {name} / 127.5 - 1) and {name}.to(p.device)"
             )
-        if not check_finite(x):
+        if not finite(x):
             raise ValueError(f"{name} holds NaN or infinity")
         return x
 
@@ -185,19 +185,11 @@ def check_model(p: Any) -> None:
     raise ValueError(f"p is a model, got {type(p).__name__}: {cure}")
 
 
-def check_finite(x: Tensor) -> bool:
-    """Is every number of x finite?"""
-    try:
-        return bool(x.isfinite().all())
-    except RuntimeError:  # inside torch.func.vmap no value may be read
-        return True
-
-
 def largest(x: Tensor) -> float:
     """max |x|; 0 where no value may be read."""
     try:
         return float(x.detach().abs().max())
-    except RuntimeError:  # inside torch.func.vmap, as above
+    except RuntimeError:  # inside torch.func.vmap, as in `finite`
         return 0.0
 
 

@@ -139,12 +139,12 @@ def _moved(given: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
 def network_shape(config: Any) -> tuple[int, int, int]:
     """Shape of one x_t, of a network's config. Raises ValueError for a network of another kind."""
     given: Any = getattr(config, "in_channels", None)
-    told = getattr(config, "out_channels", None)
-    if other := _other_kind(config, given, told):
+    gives = getattr(config, "out_channels", None)
+    if other := _other_kind(config, given, gives):
         raise ValueError(
             "expected a network with as many channels out as in (or twice as many, with learned "
             "variances), conditioned on a text, on a class or on nothing, got "
-            f"{given} -> {told} (in_channels -> out_channels): {other}"
+            f"{given} -> {gives} (in_channels -> out_channels): {other}"
         )
     side = getattr(config, "sample_size", None)
     if side is None:
@@ -226,14 +226,14 @@ def check_sizes(config: dict[str, Any], weights: dict[str, Tensor], place: Path)
             )
 
 
-def _other_kind(config: Any, given: int | None, told: int | None) -> str:
+def _other_kind(config: Any, given: int | None, gives: int | None) -> str:
     """What a network is, where it is of another kind than we read; else nothing."""
     if getattr(config, "time_cond_proj_dim", None) is not None:
         return "a latent consistency model (LCM, time_cond_proj_dim), distilled, is no denoiser"
-    pictures = {9: "inpainting, given a mask and a picture", 7: "an upscaler, given a picture"}
-    pictures |= {5: "depth2img, given a map of depths", 8: "InstructPix2Pix, given a picture"}
-    if given in pictures and told == 4:
-        return f"{pictures[given]} (or one of its kin)"
+    kin = {9: "inpainting, given a mask and a picture", 7: "an upscaler, given a picture"}
+    kin |= {5: "depth2img, given a map of depths", 8: "InstructPix2Pix, given a picture"}
+    if given in kin and gives == 4:
+        return f"{kin[given]} (or one of its kin)"
     more = {
         "class_embed_type": (None,), "addition_embed_type": (None, "text_time"),
         "encoder_hid_dim_type": (None,), "encoder_hid_dim": (None,),
@@ -244,7 +244,7 @@ def _other_kind(config: Any, given: int | None, told: int | None) -> str:
         words.append(f"num_class_embeds {config.num_class_embeds} beside a text")
     if words:
         return f"{', '.join(words)}, an input that mathkit does not give"
-    return "" if given is not None and told in (given, 2 * given) else "no such kind"
+    return "" if given is not None and gives in (given, 2 * given) else "no such kind"
 
 
 def unwrapped(network: Any) -> Any:

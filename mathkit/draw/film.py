@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from mathkit import data
 from mathkit.arguments import integer, number, told
 from mathkit.draw import style
 
@@ -50,7 +51,7 @@ def clip(
         frames: one by one, all of one shape: images (3, H, W) or (4, H, W) in [-1, 1], arrays
             (H, W, 3 or 4) of uint8, or figures; a generator is read as it is written.
         path: "x.mp4", "x.gif", "folder/" or "frame_%04d.png"; folders are made.
-        fps: frames a second, in (0, 240], of a GIF at most 50.
+        fps: frames a second, in [0.001, 240], of a GIF in [0.002, 50].
         size: (width, height); frames are scaled to fit and centred on black (on nothing, where
             they have alpha). None: their own size.
         look: called as look(frame, i, fps) on each (H, W, 3), as `tape.VHS()`.
@@ -72,7 +73,8 @@ def clip(
     'grey.gif'
     """
     target, write = _kind(path)
-    number(fps, "fps", 1e-3, 50 if target.suffix.lower() == ".gif" else 240)
+    gif = target.suffix.lower() == ".gif"  # which counts hundredths of a second, in 16 bits
+    number(fps, "fps", *((0.002, 50) if gif else (0.001, 240)))
     integer(quality, "quality", 0, 51)
     if most is not None:
         integer(most, "most", 1000)
@@ -229,7 +231,8 @@ def _whole(target: Path) -> Iterator[Path]:
     """A place beside the target to write to; what is there takes the target's place at the end."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=".film-", dir=target.parent))
+        data.sweep(target.parent, r"\.film-(\d+)_\w+")
+        part = Path(tempfile.mkdtemp(prefix=f".film-{os.getpid()}_", dir=target.parent))
     except OSError as error:
         raise OSError(
             error.errno, f"{target} cannot be written: {error.strerror}; name another folder"
@@ -253,11 +256,18 @@ def _whole(target: Path) -> Iterator[Path]:
 
 def _numbered(target: Path) -> list[Path]:
     """The files that are frames of this target, if it is a pattern."""
-    if not (found := NUMBERED.search(target.name)):
+    if not NUMBERED.search(target.name):
         return []
-    front, back = target.name[: found.start()], target.name[found.end() :]
+    front, _, back = _parts(target.name)
     name = re.compile(rf"{re.escape(front)}\d+{re.escape(back)}")
     return [file for file in target.parent.iterdir() if name.fullmatch(file.name)]
+
+
+def _parts(name: str) -> tuple[str, str, str]:
+    """What stands before a pattern's number, the number, and what stands after it."""
+    found = NUMBERED.search(name)
+    assert found
+    return name[: found.start()], found[0], name[found.end() :]
 
 
 def _write_mp4(pages: Iterator[np.ndarray], path: Path, fps: float, how: dict[str, str]) -> None:
@@ -295,5 +305,7 @@ def _write_gif(pages: Iterator[np.ndarray], path: Path, fps: float, how: dict[st
 
 
 def _write_png(pages: Iterator[np.ndarray], path: Path, fps: float, how: dict[str, str]) -> None:
+    front, form, back = _parts(path.name)
     for i, page in enumerate(pages):
-        Image.fromarray(page).save(path.with_name(path.name % i), compress_level=3)
+        place = path.with_name(f"{front}{form % i}{back}")
+        Image.fromarray(page).save(place, compress_level=3)

@@ -105,10 +105,10 @@ def cards(
     ['curtain_hue', 'felt_hue', 'eye_size']
     """
     faces, bars = style.pictures(images), style.numbers(factors)
-    if bars.shape != (len(faces), len(names)):
+    if bars.shape != (len(faces), len(names)) or not len(names):
         raise ValueError(f"factors {bars.shape} must be ({len(faces)} images, {len(names)} names)")
     ticks = None if reference is None else style.numbers(reference)
-    columns = min(columns, len(faces))
+    columns = max(1, min(columns, len(faces)))
     margin = 0.085 * max(map(len, names))  # inches
     given, card = ax, (style.WIDTH - margin) / columns / 1.08
     bar, aspect = 0.17 / card, faces.shape[1] / faces.shape[2]
@@ -367,7 +367,7 @@ def features(
     'three features'
     """
     rays = style.numbers(W)
-    if rays.ndim != 3 or rays.shape[1] != 2:
+    if rays.ndim != 3 or rays.shape[1] != 2 or not len(rays):
         raise ValueError(f"features takes W (B, 2, n), got {rays.shape}")
     columns = max(2, min(columns, len(rays)))
     lines = _labels(labels, len(rays), style.WIDTH / columns)

@@ -217,6 +217,8 @@ def picture(
 
 def numbers(x: Any) -> np.ndarray:
     """x as a float64 array. Raises ValueError on NaN and infinity."""
+    if isinstance(x, list | tuple) and any(isinstance(part, Tensor) and part.ndim for part in x):
+        x = torch.stack([torch.as_tensor(part) for part in x])
     a = torch.as_tensor(x).detach().cpu().double().numpy()
     if not np.isfinite(a).all():
         raise ValueError(f"{int((~np.isfinite(a)).sum())} of {a.size} values are NaN or infinite")

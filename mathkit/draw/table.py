@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,4 +44,5 @@ class Table:
 
 
 def _text(cell: Any) -> str:
-    return f"{cell:.3g}" if isinstance(cell, float) else str(cell)
+    real = isinstance(cell, numbers.Real) and not isinstance(cell, numbers.Integral)
+    return f"{float(cell):.3g}" if real else str(cell)

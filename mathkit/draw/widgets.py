@@ -21,6 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from mathkit.arguments import integer
 from mathkit.draw import acts, pictures, style
 from mathkit.draw.moving import FlipBook, size
 
@@ -173,7 +174,7 @@ def rotate_stretch_rotate(M: Tensor, pages: int = 6, **flipbook_options: Any) ->
         flipbook_options: what else `flipbook` takes.
 
     Returns: the flip book, 1 + 3 pages frames.
-    Raises ValueError for another shape.
+    Raises ValueError for another shape, and pages < 1.
     Cost: a figure for each frame.
 
     >>> from mathkit import draw
@@ -181,7 +182,7 @@ def rotate_stretch_rotate(M: Tensor, pages: int = 6, **flipbook_options: Any) ->
     >>> book.values
     ('before', 'rotate 1/1', 'stretch 1/1', 'rotate again 1/1')
     """
-    names, stages, V = _acts(M.double(), pages)
+    names, stages, V = _acts(M.double(), integer(pages, "pages", 1))
     reach = 1.15 * max(1.0, float(torch.linalg.matrix_norm(M, 2)))
     frames = (pictures.stage(A, V, reach, name) for name, A in zip(names, stages, strict=True))
     return flipbook(frames, "", values=names, **flipbook_options)
@@ -223,6 +224,8 @@ def _filled(spec: tuple[Any, ...], whole: bool) -> tuple[Any, Any, Any, Any]:
     """(low, high, step, start) from its first entries: 50 steps, start on the middle one."""
     low, high, *rest = spec
     step = rest[0] if rest else max(1, (high - low) // 50) if whole else (high - low) / 50
+    if not step > 0:
+        raise ValueError(f"a slider has low < high and a step > 0, got {spec}")
     return low, high, step, rest[1] if len(rest) > 1 else low + int((high - low) / step / 2) * step
 
 

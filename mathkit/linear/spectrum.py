@@ -76,7 +76,7 @@ def spectral_density(V: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns: the frequencies (H / 2 + 1,) in cycles a picture, and the shares (k, H / 2 + 1), each
     row of sum 1.
-    Raises ValueError for pictures that are not square.
+    Raises ValueError for pictures that are not square, or zero.
     Cost: no pass.
 
     >>> flat = torch.ones(1, 1, 4, 4)
@@ -86,6 +86,8 @@ def spectral_density(V: Tensor) -> tuple[Tensor, Tensor]:
     if V.ndim != 4 or V.shape[2] != V.shape[3]:
         raise ValueError(f"pictures are (k, C, H, H), got {tuple(V.shape)}")
     power = torch.fft.fft2(V.double()).abs().square().sum(1)
+    if not (power.flatten(1).amax(1) > 0).all():
+        raise ValueError("a picture is zero, or holds NaN: its power lies at no frequency")
     f = torch.fft.fftfreq(V.shape[2], dtype=torch.float64) * V.shape[2]
     ring = (f[:, None] ** 2 + f**2).sqrt().round().long().clamp(max=V.shape[2] // 2)
     out = torch.zeros(len(V), V.shape[2] // 2 + 1, dtype=torch.float64)
@@ -121,4 +123,4 @@ def as_smooth(V: Tensor, seed: int, place: Tensor | None = None) -> Tensor:
     found = torch.fft.ifft2(F * turn * g / g.abs()).real
     found = found if place is None else found * place.double().cpu()
     size = [a.flatten(1).norm(dim=1).view(-1, 1, 1, 1) for a in (V.double().cpu(), found)]
-    return (found * size[0] / size[1]).to(V)
+    return (found * size[0] / size[1].clamp_min(1e-300)).to(V)  # of a picture of zeros, zeros

@@ -35,7 +35,8 @@ def principal_angles(V1: Tensor, V2: Tensor) -> Tensor:
     >>> mk.linear.subspaces.principal_angles(torch.eye(3)[:1], torch.tensor([[1.0, 1.0, 0.0]]))
     tensor([0.7854], dtype=torch.float64)
     """
-    _rows(V1, "V1"), _rows(V2, "V2")
+    for V, name in ((V1, "V1"), (V2, "V2")):
+        _check_rows(V, name)
     if V1.shape[1:] != V2.shape[1:]:
         raise ValueError(f"rows of one shape, got {tuple(V1.shape)} and {tuple(V2.shape)}")
     Q1, Q2 = sorted((_orthonormal(V1), _orthonormal(V2)), key=len, reverse=True)
@@ -114,8 +115,7 @@ def mean_subspace(bases: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     >>> mk.linear.subspaces.mean_subspace([one, other])[1]  # e_2 is in both
     tensor([1.0000, 0.5000], dtype=torch.float64)
     """
-    if not bases or any(V.shape != bases[0].shape for V in bases):
-        raise ValueError(f"bases of one shape, got {sorted({tuple(V.shape) for V in bases})}")
+    _check_alike(bases)
     Q = torch.cat([_orthonormal(V) for V in bases]) / len(bases) ** 0.5
     _, s, V = torch.linalg.svd(Q, full_matrices=False)
     k = len(bases[0])
@@ -145,8 +145,7 @@ def matched_average(bases: Sequence[Tensor], rounds: int = 10) -> tuple[Tensor, 
     """
     from scipy.optimize import linear_sum_assignment
 
-    if not bases or any(V.shape != bases[0].shape for V in bases):
-        raise ValueError(f"bases of one shape, got {sorted({tuple(V.shape) for V in bases})}")
+    _check_alike(bases)
     rows = torch.stack([V.flatten(1).double() for V in bases])
     mean, agreement = rows[0], torch.ones(len(rows[0]), dtype=torch.float64)
     for _ in range(rounds):
@@ -229,10 +228,14 @@ def _triplets(r: Any) -> tuple[Tensor, Tensor, Tensor]:
     return parts
 
 
-def _rows(V: Tensor, name: str) -> Tensor:
+def _check_alike(bases: Sequence[Tensor]) -> None:
+    if not bases or any(V.shape != bases[0].shape for V in bases):
+        raise ValueError(f"bases of one shape, got {sorted({tuple(V.shape) for V in bases})}")
+
+
+def _check_rows(V: Tensor, name: str) -> None:
     if tensor(V, name, "of rows (k, *shape)").ndim < 2:
         raise ValueError(f"{name} is (k, *shape), got {tuple(V.shape)}: one is {name}[None]")
-    return V
 
 
 def _orthonormal(V: Tensor) -> Tensor:
@@ -276,6 +279,7 @@ def tangent_share(V: Tensor, J: Tensor) -> tuple[float, float]:
         J: tangent vectors (j, *in).
 
     Returns: both shares, in [0, 1]; k / n by chance.
+    Raises ValueError for tangent vectors that are linearly dependent, or hold NaN.
     Cost: no pass.
 
     >>> J = torch.tensor([[3.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
@@ -283,6 +287,6 @@ def tangent_share(V: Tensor, J: Tensor) -> tuple[float, float]:
     (0.5, 0.9)
     """
     v, j = V.flatten(1).double(), J.flatten(1).to(V.device).double()
-    Q = torch.linalg.qr(j.T).Q.T
+    Q = _orthonormal(j)
     plain = (Q @ v.T).square().sum() / len(Q)
     return float(plain), float((j @ v.T).square().sum() / j.square().sum())

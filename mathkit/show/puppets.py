@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mathkit import scores
-from mathkit.arguments import integer, tensor
+from mathkit.arguments import finite, integer, tensor
 from mathkit.linear.jacobian import jacobian
 
 FACTORS = (
@@ -198,7 +198,7 @@ def _check(q: Tensor) -> None:
         raise ValueError(
             f"expected factors as floating point numbers, got {q.dtype}; use q.float()"
         )
-    if _not_finite(q):
+    if not finite(q):
         raise ValueError("q holds NaN or infinity: its columns are mk.puppets.FACTORS")
 
 
@@ -208,13 +208,6 @@ def _factors(q: Tensor) -> dict[str, Tensor]:
         name: (low + (high - low) * q[:, i])[:, None, None]
         for i, (name, (low, high)) in enumerate(_RANGES.items())
     }
-
-
-def _not_finite(q: Tensor) -> bool:
-    try:
-        return bool(not q.isfinite().all())
-    except RuntimeError:  # under vmap a tensor has no single truth value
-        return False
 
 
 def _grid(size: int, q: Tensor) -> tuple[Tensor, Tensor]:

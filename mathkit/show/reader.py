@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mathkit import data
-from mathkit.arguments import pictures, tensor
+from mathkit.arguments import integer, pictures, tensor
 from mathkit.show import puppets
 from mathkit.show.puppets import FACTORS, STRANGER
 
@@ -122,13 +122,13 @@ def fit_factors(
 
     Args:
         images: (n, 3, 64, 64), in [-1, 1].
-        steps: of Adam.
+        steps: of Adam, >= 1.
         rate: its first rate; a cosine brings it down to a twentieth.
         stranger: presence (n,), 0 or 1.
 
     Returns: q (n, 13), the best met on the way, and the distance to the manifold (n,): the root
     mean square residual over pixels and channels, in image units of [-1, 1].
-    Raises ValueError as `read_factors` does.
+    Raises ValueError as `read_factors` does, and for steps < 1.
     Cost: n steps renders and their gradients.
 
     >>> from mathkit.show.reader import fit_factors
@@ -137,6 +137,7 @@ def fit_factors(
     >>> bool(distance < 0.05)  # it lies on the manifold
     True
     """
+    steps = integer(steps, "steps", 1)
     with torch.no_grad():
         start = read_factors(images)
     present = (start[:, STRANGER] > 0.5).float() if stranger is None else stranger.float()

@@ -1,1 +1,1 @@
-"""For your own model, by command: an atlas of local bases, the papers' experiments as a page."""
+"""For your own model, by command: an atlas of bases, the papers' experiments, an edited photo."""

@@ -288,9 +288,6 @@ def _begun(folder: Path, settings: dict[str, Any], state: Any) -> Atlas:
     if state.is_main_process:
         if Atlas(folder, settings).missing:
             data.claim(folder)
-        for ours in (MANIFEST, "sample*_t*.safetensors"):
-            for part in folder.glob(f"{ours}.*.part"):
-                part.unlink(missing_ok=True)
         if not (folder / MANIFEST).exists():
             data.store(folder / MANIFEST, (json.dumps(settings, indent=1) + "\n").encode())
     state.wait_for_everyone()

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from mathkit.arguments import integer
 from mathkit.chapters import eigenfaces as faces
 from mathkit.chapters import superposition as sp
 from mathkit.draw.scenes.scene import Scene, Stage, colours, eased, split
@@ -16,12 +17,13 @@ def eigenfaces(person: int = 2, k: int = 60, n: int = 240) -> Scene:
     """A face comes back as the mean face and more and more eigenfaces.
 
     Args:
-        person: which of the hundred photographs.
+        person: which of the hundred photographs, from 0.
         k: eigenfaces, 1 ... 99.
         n: frames, >= 3.
 
     Returns: a scene with sums (k + 1, 25, 25, 3), axes (k, 25, 25, 3), face, left (k + 1,), the
     share of the squared distance to the mean that is still missing, and used (n,).
+    Raises ValueError for a person or k outside its range.
     Cost: one SVD of 100 by 625 numbers.
 
     >>> from mathkit.draw import scenes
@@ -30,6 +32,7 @@ def eigenfaces(person: int = 2, k: int = 60, n: int = 240) -> Scene:
     True
     """
     people = faces.load_faces("lfw", 100, size=25)
+    person = integer(person, "person", 0, len(people) - 1)
     found = faces.eigenfaces(people, k)
     c = found.coordinates(people[[person]])
     sums = torch.cat([found.rebuild(c * (torch.arange(k) < j)) for j in range(k + 1)])
@@ -68,8 +71,8 @@ def pentagon(n: int = 240, steps: int = 1500) -> Scene:
         n: frames, >= 3.
         steps: of the training, >= 200.
 
-    Returns: a scene with step (n,), W (n, 2, 5), one column a feature, and loss (n,), by 20,000
-    fresh frames each; between two steps of the training, what lies between them.
+    Returns: a scene with step (n,), W (n, 2, 5), one column a feature, and loss (n,), by some
+    20,000 fresh draws each; between two steps of the training, what lies between them.
     Cost: a few seconds of training.
     """
     wait, go, end = split(n, 1, 6, 2)

@@ -63,6 +63,13 @@ def rotate_stretch_rotate(M: Tensor | None = None, n: int = 180) -> Scene:
     return Scene("rotate", "Rotate, stretch, rotate", arrays, words, _draw_stages)
 
 
+def turns(dials: tuple[str, str]) -> Tensor:
+    """The directions (2, 13) of two dials. ValueError for names that are none."""
+    if len(set(dials) & set(puppets.CONTINUOUS)) != 2 or len(dials) != 2:
+        raise ValueError(f"dials are two of {', '.join(puppets.CONTINUOUS)}; got {dials}")
+    return torch.eye(len(puppets.FACTORS))[[puppets.FACTORS.index(name) for name in dials]]
+
+
 def healthy() -> Tensor:
     """The dials (1, 13) of chapter 06's puppet."""
     return puppets.sample_factors(16, seed=34, stranger=0)[1:2]
@@ -115,7 +122,7 @@ def ellipse(
     units of the longest, s_1 = 1.
 
     Args:
-        dials: two names of `mk.puppets.FACTORS`.
+        dials: two names of `mk.puppets.CONTINUOUS`.
         t: the noise level.
         n: frames, >= 5.
 
@@ -129,11 +136,7 @@ def ellipse(
     >>> round(float(np.linalg.norm(scene["M"], 2)), 3)
     1.0
     """
-    unknown = [name for name in dials if name not in puppets.CONTINUOUS]
-    if unknown or len(set(dials)) != 2:
-        raise ValueError(f"dials are two of {', '.join(puppets.CONTINUOUS)}; got {dials}")
-    q = healthy()
-    E = torch.eye(q.shape[1])[[puppets.FACTORS.index(name) for name in dials]]
+    q, E = healthy(), turns(dials)
     G = metric.gram(felt(q, t), E).double()
     M = torch.linalg.cholesky(G).T
     M = M / torch.linalg.matrix_norm(M, 2)
@@ -208,7 +211,7 @@ def power_method(M: Tensor | None = None, rounds: int = 6, n: int = 210) -> Scen
 
     Returns: a scene with M, v_1, starts (rounds + 1, 2), M^T M of each, and per frame the arrow
     (n, 2), the matrix over which it lies, stage (n, 2, 2), and the angle to v_1 in degrees.
-    Raises ValueError for another shape, and where the start is no help (v_1 at a right angle).
+    Raises ValueError for another shape, and for a matrix of zeros.
     Cost: 2 rounds products.
 
     >>> from mathkit.draw import scenes
@@ -218,6 +221,8 @@ def power_method(M: Tensor | None = None, rounds: int = 6, n: int = 210) -> Scen
     M = torch.tensor([[4.0, 1.0], [1.0, 3.0]]) if M is None else M
     if M.shape != (2, 2):
         raise ValueError(f"power_method takes a matrix (2, 2), got {tuple(M.shape)}")
+    if not M.any():
+        raise ValueError("power_method takes a matrix that stretches something, got zeros")
     B = M.double().numpy()
     v1 = svd(matrix(M.double()), 2).V[0].numpy()
     start = 0.97 * np.array([-v1[1], v1[0]]) + 0.24 * v1

@@ -13,7 +13,7 @@ from matplotlib.colors import to_rgb
 from torch import Tensor
 
 from mathkit import data, scores
-from mathkit.draw.scenes.plane import CIRCLE, felt, healthy
+from mathkit.draw.scenes.plane import CIRCLE, felt, healthy, turns
 from mathkit.draw.scenes.scene import Scene, Stage, colours, eased, held, split
 from mathkit.linear import metric
 from mathkit.linear.jacobian import jacobian
@@ -179,9 +179,8 @@ def push_and_pull(n: int = 240) -> Scene:
     >>> bool(np.allclose(scene["forward"], scene["back"], atol=1e-4))
     True
     """
-    dials = [puppets.FACTORS.index(name) for name in ("mouth_open", "light")]
-    q = healthy()
-    E, A = torch.eye(q.shape[1])[dials], jacobian(puppets.render, q)
+    q, E = healthy(), turns(("mouth_open", "light"))
+    A = jacobian(puppets.render, q)
     u = torch.zeros(1, 3, 64, 64)
     u[..., 40:52, 20:44] = 40 / (3 * 12 * 24)
     angle = torch.linspace(0, 2 * math.pi, n)
@@ -286,15 +285,15 @@ def two_rulers(dials: tuple[str, str] = ("head_tilt", "curtain_hue"), n: int = 2
     """Which change is larger? The pixels' ruler and ALICE's disagree.
 
     Args:
-        dials: two names of `mk.puppets.FACTORS`.
+        dials: two names of `mk.puppets.CONTINUOUS`.
         n: frames, >= 3.
 
     Returns: a scene with pixels and felt (2,), the lengths of the two changes by either ruler, each
     over the larger, bars (n, 2), and the pictures of both changes, moved (60, 2, 160, 160, 3).
+    Raises ValueError for names that are no dials.
     Cost: two pushes through the encoder, 120 renders.
     """
-    q = puppets.sample_factors(1, seed=8, stranger=0)
-    E = torch.eye(q.shape[1])[[puppets.FACTORS.index(name) for name in dials]]
+    q, E = puppets.sample_factors(1, seed=8, stranger=0), turns(dials)
     pixels = metric.length(jacobian(puppets.render, q), E).numpy()
     hers = metric.length(felt(q, 500), E).numpy()
     swing = 0.3 * torch.sin(torch.arange(60) * 2 * math.pi / 60)
