@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import shutil
+import time
 import zipfile
 from collections.abc import Sequence
 from contextlib import suppress
@@ -164,6 +165,7 @@ def shards(path: Path) -> list[Path]:
 
 
 LFS = b"version https://git-lfs"
+LEFT_FOR = 3600  # seconds after which what a killed process left may go
 
 
 def check_pointer(path: Path) -> None:
@@ -292,14 +294,16 @@ def store(path: Path, content: bytes) -> None:
 
 
 def sweep(folder: Path, pattern: str) -> None:
-    """Remove what killed processes left in a folder under names of a pattern.
+    """Remove what killed processes left in a folder under names of a pattern, an hour ago or more.
 
-    pattern: its one group is the process's number.
+    pattern: its one group is the process's number. Where machines share the folder it may be that
+    of another machine's process, which is not asked: hence the hour.
     """
+    ago = time.time() - LEFT_FOR
     with suppress(OSError):  # another process may sweep too, and who writes need not be let read
         for left in folder.iterdir():
             found = re.fullmatch(pattern, left.name)
-            if found and not _runs(int(found[1])):
+            if found and left.stat().st_mtime < ago and not _runs(int(found[1])):
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 

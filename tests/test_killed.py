@@ -390,21 +390,29 @@ def test_what_is_made_at_once_is_whole_or_absent(run: Any, tmp_path: Path) -> No
 
 
 def test_what_a_killed_process_left_goes_when_the_file_is_made_again(tmp_path: Path) -> None:
-    """And nothing else: neither what a living process writes, nor files of another name."""
+    """And nothing else: neither what a living process writes, nor what is young and may be another
+    machine's, nor files of another name."""
     gone = 2**22 + 1  # more than Linux and macOS count their processes
     dead = [tmp_path / f"a.json.{gone}.part", tmp_path / f".film-{gone}_x" / "a.gif"]
     living = [tmp_path / f"a.json.{os.getppid()}.part", tmp_path / f".film-{os.getppid()}_x" / "y"]
     others = [f"b.json.{gone}.part", "a.json.part", "axjson.7.part", f"a.json.{gone}.part.gz"]
     kept = [*living, *(tmp_path / name for name in others), tmp_path / ".film-x" / "y"]
-    for path in dead + kept:
+    probe, long_ago = tmp_path / f".{gone}.part", time.time() - 2 * data.LEFT_FOR
+    for path in [*dead, *kept, probe]:
         path.parent.mkdir(exist_ok=True)
         path.touch()
-    (tmp_path / f".{gone}.part").touch()
+        for old in {path, path.parent} - {tmp_path}:
+            os.utime(old, (long_ago, long_ago))
+    young = [tmp_path / f"a.json.{gone + 1}.part", tmp_path / f".film-{gone + 1}_x" / "y"]
+    for path in young:
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    kept += young
     data.claim(tmp_path)
     data.store(tmp_path / "a.json", b"{}")
     film.clip([np.zeros((8, 8, 3), np.uint8)], tmp_path / "a.gif")
     assert not dead[0].exists() and not dead[1].parent.exists()
-    assert all(path.exists() for path in kept) and not (tmp_path / f".{gone}.part").exists()
+    assert all(path.exists() for path in kept) and not probe.exists()
     assert {p.name for p in tmp_path.glob("a.*") if p not in kept} == {"a.json", "a.gif"}
 
 
@@ -448,7 +456,9 @@ def remains(folder: Path) -> dict[str, int]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["training", "sweep", "clips"])
-def test_a_process_that_is_killed_leaves_what_is_left_here(name: str, tmp_path: Path) -> None:
+def test_a_process_that_is_killed_leaves_what_is_left_here(
+    name: str, tmp_path: Path, monkeypatch: Patch
+) -> None:
     tool, folder = TOOLS[name], tmp_path / "work"
     whole = undisturbed(tool, folder)
     at = random.Random(1).randint(whole.moments // 3, whole.moments)
@@ -459,6 +469,7 @@ def test_a_process_that_is_killed_leaves_what_is_left_here(name: str, tmp_path: 
     done = start(name, folder, at)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert remains(folder) == here
+    monkeypatch.setattr(data, "LEFT_FOR", -1)  # as if it had been left long ago
     go_on(tool, folder, whole)
     assert all(map(final, remains(folder)))  # what the killed one left has gone
 
