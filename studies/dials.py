@@ -20,7 +20,7 @@ from mathkit.diffusion.load import load_model
 from mathkit.diffusion.model import Model
 from mathkit.linear.jacobian import jacobian
 from mathkit.linear.spectrum import as_smooth
-from mathkit.linear.subspaces import carry
+from mathkit.linear.subspaces import carry, unit
 from mathkit.linear.svd import svd
 from mathkit.linear.triplets import any_of_equals
 from mathkit.scores import rounded
@@ -83,8 +83,8 @@ def joined_row(p: Model, i: int, t: int) -> dict[str, Any]:
     r, A = encoder_svd(p, case, K), jacobian(encoder(p, t), there.xt)
     pushed = {name: A.push(v[None])[0] for name, v in theirs.items()}
     u = {name: h / h.norm() for name, h in pushed.items()}
-    lot = torch.randn(len(u), *r.U.shape[1:], generator=torch.Generator().manual_seed(i)).to(r.U)
-    lot = lot / lot.flatten(1).norm(dim=1).reshape(-1, *[1] * (lot.ndim - 1))
+    chance = torch.Generator().manual_seed(i)
+    lot = unit(torch.randn(len(u), *r.U.shape[1:], generator=chance).to(r.U))
     found = {name: pulled(p, case, name) for name in TURNED}
     smooth = dict(zip(TURNED, as_smooth(torch.stack([*found.values()]), i), strict=True))
     pairs = [(a, b) for j, b in enumerate(TURNED) for a in TURNED[:j]]

@@ -23,7 +23,7 @@ from mathkit.diffusion.model import Model
 from mathkit.linear import metric, spectrum, subspaces
 from mathkit.linear.jacobian import jacobian
 from mathkit.linear.linear_map import LinearMap
-from mathkit.linear.subspaces import carry, distance, matched_average
+from mathkit.linear.subspaces import carry, distance, matched_average, unit
 from mathkit.linear.svd import svd
 from mathkit.linear.triplets import any_of_equals
 from mathkit.scores import rounded
@@ -345,7 +345,7 @@ def frame_row(p: Model, frame: int, t: int) -> dict[str, Any]:
     q, x = noised_frame(p, frame, t)
     own, other = puppets.tangents(q), puppets.tangents(noised_frame(p, frame + 1, t)[0])
     z = torch.randn(PERTURBED, *x.shape[1:], generator=torch.Generator().manual_seed(frame)).to(x)
-    near = x + STEPS[0] * x.norm() * z / z.flatten(1).norm(dim=1)[:, None, None, None]
+    near = x + STEPS[0] * x.norm() * unit(z)
     J = the_map(p, "mean", x, t)
     r = svd(J, K)
     with torch.no_grad():

@@ -24,7 +24,7 @@ from mathkit.diffusion import networks, sampling
 from mathkit.diffusion.encoder import MAPS
 from mathkit.tools import atlas
 
-pytestmark = UNTRAINED
+pytestmark = [UNTRAINED, pytest.mark.long]
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL: dict[str, Any] = {"samples": [0, 3], "times": [999, 500], "k": 3, "steps": 5}
@@ -100,7 +100,6 @@ def test_items_are_the_svd_at_the_samples_own_states(tiny: Path, whole: Path) ->
         assert r.gap == pytest.approx(expected.gap, rel=1e-2) and r.angle_bound is not None
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("name", MAPS)
 def test_each_map_agrees_with_its_dense_jacobian(tiny: Path, tmp_path: Path, name: str) -> None:
     atlas.build(tiny, tmp_path, name, samples=[1], times=[500], k=2, steps=5, tol=1e-5)

@@ -24,7 +24,7 @@ from mathkit.diffusion.networks import network_shape
 from mathkit.diffusion.sampling import start
 from mathkit.tools import atlas
 
-pytestmark = UNTRAINED
+pytestmark = [UNTRAINED, pytest.mark.long]
 STEPS, SAFE = 5, "diffusion_pytorch_model.safetensors"
 
 
@@ -87,7 +87,6 @@ BETAS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("betas", BETAS)
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
 def test_a_pixel_model_samples_as_diffusers_does(
@@ -120,7 +119,6 @@ def test_a_table_of_one_time_is_the_least(tmp_path: Path) -> None:
         mk.load_model(tmp_path / "p")
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_learned_variances_are_left_aside(prediction: str, tmp_path: Path) -> None:
     """FFHQ, AFHQ and flowers of P2: DDPMPipeline's own noise, its mean by the first channels."""
@@ -140,7 +138,6 @@ def test_learned_variances_are_left_aside(prediction: str, tmp_path: Path) -> No
     differentiable(p, x[:1], t)
 
 
-@pytest.mark.long
 def test_classes_are_bound_as_prompts_are(tmp_path: Path) -> None:
     from diffusers import UNet2DModel
 
@@ -206,7 +203,6 @@ def test_classes_that_are_no_table_are_told(index: dict[str, Any]) -> None:
         _class_names(given | index)
 
 
-@pytest.mark.long
 def test_dit_samples_as_its_pipeline_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline = dit(tmp_path / "dit")
     p = mk.load_model(tmp_path / "dit")
@@ -305,7 +301,6 @@ def test_sdxl_samples_as_its_pipeline_does(xl: Any, guidance: float, negative: s
     assert (p.noise(x, 600) - p.prompted("man").noise(x, 600)).abs().max() > 1e-3
 
 
-@pytest.mark.long
 def test_sdxl_is_differentiated_inverted_and_decoded(xl: Any) -> None:
     p, x = mk.load_model(xl[0]).prompted("a man"), torch.randn(1, 4, 8, 8)
     differentiable(p, x, 600)
@@ -317,7 +312,6 @@ def test_sdxl_is_differentiated_inverted_and_decoded(xl: Any) -> None:
 # Other sizes ------------------------------------------------------------------------------------
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("size", [(24, 32), 8, (40, 16)])
 @pytest.mark.parametrize("kind", ["sd", "sdxl"])
 def test_another_size_is_the_pipeline_s_at_that_size(kind: str, size: Any, tmp_path: Path) -> None:
@@ -464,7 +458,6 @@ def test_a_pointer_of_git_lfs_is_named(folder: Path, name: str) -> None:
         mk.load_model(folder)
 
 
-@pytest.mark.long
 def test_a_checkpoint_s_networks_are_loaded_with_a_scheduler_named(folder: Path) -> None:
     """As the training scripts leave it: checkpoint-N/unet and unet_ema, no scheduler."""
     whole, x = mk.load_model(folder), torch.randn(1, 3, 16, 16)
@@ -620,7 +613,6 @@ COMMON = {
 }
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("kind", COMMON)
 def test_the_common_pipelines_are_read(kind: str, tmp_path: Path) -> None:
     place = tmp_path / kind

@@ -2,11 +2,18 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 import mathkit as mk
-from mathkit.linear.subspaces import distance, matched_average, mean_subspace, principal_angles
+from mathkit.linear.subspaces import (
+    distance,
+    matched_average,
+    mean_subspace,
+    principal_angles,
+    unit,
+)
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -60,6 +67,16 @@ def test_distance_is_a_metric():
 def test_a_thousandth_shows_in_the_distance():
     V = span(3)
     assert distance(V, V + 1e-3 * torch.randn(3, 20)) > 1e-3
+
+
+def test_unit_rows_are_numpys_and_what_has_no_direction_is_refused():
+    V = torch.randn(3, 2, 4, dtype=torch.float64)
+    theirs = V.numpy() / np.linalg.norm(V.numpy().reshape(3, 8), axis=1)[:, None, None]
+    assert np.allclose(unit(V), theirs, rtol=1e-14)
+    for bad in (0.0, math.nan, math.inf):
+        V[1] = bad
+        with pytest.raises(ValueError, match="points nowhere"):
+            unit(V)
 
 
 def test_project_out_is_the_orthogonal_projection_onto_the_complement():

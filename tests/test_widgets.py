@@ -66,6 +66,7 @@ def test_what_is_no_picture_or_too_large_is_refused():
 # --- live ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_moving_a_slider_redraws_what_draw_returns():
     box = widgets.live(draw, t=(0, 900, 100, 500), bend=(0.0, 2.0, 0.5))
     assert box.sliders["bend"].value == 1.0
@@ -190,6 +191,7 @@ def test_two_flip_books_on_a_page_share_no_name():
     assert not re.search(r"\bid=|\bfor=|\bname=", page)
 
 
+@pytest.mark.long
 def test_a_generator_of_figures_is_drawn_and_closed_one_by_one():
     def figures():
         for t in (100, 300, 500):
@@ -214,6 +216,7 @@ def test_no_text_of_the_caller_ends_the_script():
     assert book._repr_html_().count("</script>") == 1
 
 
+@pytest.mark.long
 def test_a_flipbook_stays_under_its_total(monkeypatch):
     free = len(widgets.frame(draw(300)))
     monkeypatch.setattr(widgets, "TOTAL", 2 * free)
@@ -252,6 +255,7 @@ def test_two_rotations_and_a_stretch_make_the_matrix(rows):
     assert torch.allclose(turned @ turned.T, torch.eye(2).to(turned), atol=1e-6)
 
 
+@pytest.mark.long
 def test_the_three_acts_are_a_flipbook():
     box = widgets.rotate_stretch_rotate(torch.tensor([[3.0, 0.0], [4.0, 5.0]]), pages=2, start=1)
     assert len(box.frames) == 7 and box.values[box.start] == "rotate 1/2"

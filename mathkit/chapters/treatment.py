@@ -30,6 +30,7 @@ from mathkit.diffusion.sampling import (
 from mathkit.linear.arrays import mask
 from mathkit.linear.jacobian import jacobian
 from mathkit.linear.linear_map import LinearMap
+from mathkit.linear.subspaces import unit
 from mathkit.linear.svd import svd
 from mathkit.linear.triplets import SVD, any_of_equals
 from mathkit.scores import side_effect
@@ -365,8 +366,7 @@ def gaussian(case: Cases, k: int = 1, stream: int = 0) -> Tensor:
     tensor([1.0000, 1.0000])
     """
     draw = torch.Generator().manual_seed(_mixed(case.seed, case.index[0], stream))
-    v = torch.randn(k, *case.xt.shape[1:], generator=draw).to(case.xt)
-    return v / v.flatten(1).norm(dim=1)[:, None, None, None]
+    return unit(torch.randn(k, *case.xt.shape[1:], generator=draw).to(case.xt))
 
 
 def _mixed(*words: int) -> int:

@@ -96,6 +96,26 @@ def project_out(V: Tensor, N: Tensor) -> Tensor:
     return (v - (v @ n.T) @ n).reshape(V.shape)
 
 
+def unit(V: Tensor) -> Tensor:
+    """v / |v| for each row: the direction alone.
+
+    Args:
+        V: rows (k, *shape), each of which has a length.
+
+    Returns: (k, *shape).
+    Raises ValueError where a row is zero or not finite.
+    Cost: no pass.
+
+    >>> mk.linear.subspaces.unit(torch.tensor([[3.0, 4.0], [0.0, 2.0]]))
+    tensor([[0.6000, 0.8000],
+            [0.0000, 1.0000]])
+    """
+    size = tensor(V, "V", "(k, *shape)").flatten(1).norm(dim=1)
+    if not (size.isfinite() & (size > 0)).all():
+        raise ValueError("a row of V is zero or not finite: it points nowhere")
+    return V / size.view(-1, *[1] * (V.ndim - 1))
+
+
 def mean_subspace(bases: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """The eigenvectors of the mean projector (1/N) sum_s Q_s^T Q_s, and its eigenvalues.
 

@@ -30,7 +30,7 @@ from mathkit.diffusion.sampling import posterior_mean
 from mathkit.draw import pictures, style
 from mathkit.linear.arrays import mask
 from mathkit.linear.jacobian import jacobian
-from mathkit.linear.subspaces import project_out
+from mathkit.linear.subspaces import project_out, unit
 from mathkit.linear.svd import svd
 from mathkit.linear.triplets import any_of_equals
 from mathkit.tools import options, report
@@ -98,8 +98,7 @@ class Photo:
             J, w = jacobian(posterior_mean(study.p, t), x), study.region
             with any_of_equals():
                 r = svd(mask(w) @ J, s.k, s.tol, s.seed)
-                V = project_out(r.V, svd(mask(1 - w) @ J, s.k, s.tol, s.seed).V)
-            V = V / V.flatten(1).norm(dim=1).view(-1, *[1] * (V.ndim - 1))
+                V = unit(project_out(r.V, svd(mask(1 - w) @ J, s.k, s.tol, s.seed).V))
         else:
             r = study.basis("h", t)
             V = r.V

@@ -19,6 +19,7 @@ from mathkit.diffusion.networks import UNetModel
 from mathkit.diffusion.sampling import finished, invert, start
 from mathkit.linear.jacobian import jacobian
 from mathkit.linear.spectrum import as_smooth
+from mathkit.linear.subspaces import unit
 from mathkit.linear.svd import svd
 from mathkit.linear.triplets import SVD, any_of_equals
 from mathkit.tools import atlas
@@ -199,8 +200,7 @@ class Study:
 
     def random(self, count: int = 1) -> Tensor:
         """Unit directions (count, *shape) that know nothing: white noise."""
-        v = start(self.p, self.settings.seed + 1, range(count))
-        return v / v.flatten(1).norm(dim=1).view(-1, *[1] * (v.ndim - 1))
+        return unit(start(self.p, self.settings.seed + 1, range(count)))
 
     def smooth(self, v: Tensor, seed: int = 0) -> Tensor:
         """A random direction as long and as smooth as v (*shape), which white noise is not."""
