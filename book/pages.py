@@ -20,6 +20,7 @@ CODE_FENCE = re.compile(r"\s*(`{3,}(?=[^`]*$)|~{3,})")
 MINUTES = re.compile(r"\b(\d+) min\b")  # in the table that opens a chapter
 CHAPTER = re.compile(r"\[([^\]]*)\]\((\d\d_\w+)\.ipynb\)")
 LABORATORY = re.compile(r'<span class="laboratory" data-at="([^"]*)">(.*?)</span>', re.S)
+QUOTE = re.compile(r'(<span class="say">)"')  # after a tag SmartyPants takes it for a closing one
 CARD = """<a class="card" href="{name}.html">
 <span class="shot">{picture}</span>
 <span class="label"><b>{number} {title}</b> <i>{blurb}</i> <small>{minutes} minutes</small></span>
@@ -109,6 +110,7 @@ def chapter(nb: Any, cut: str | None = None) -> Any:
     for cell in nb.cells:
         if cell.cell_type == "markdown":
             cell.source = LABORATORY.sub(r'<a href="laboratory.html#\1">\2</a>', cell.source)
+            cell.source = QUOTE.sub("\\1\N{LEFT DOUBLE QUOTATION MARK}", cell.source)
         if cell.cell_type == "markdown" and STORY in tags(cell):
             cell.source = told(cell.source)
         if cell.cell_type == "code" and (cut == STORY or FOLD in tags(cell)):

@@ -265,6 +265,25 @@ def test_nothing_is_fetched_and_no_link_is_broken(book):
     assert scan.faults(book) == []
 
 
+def misquoted(page):
+    """Words of a page that begin with a closing quotation mark, or end with an opening one."""
+    body = re.sub(r"<(script|style|pre)\b.*?</\1>", "", page, flags=re.S)
+    words = html.unescape(re.sub(r"<[^>]+>", "", body)).split()
+    return [w for w in words if re.match(r"\(?\u201d\w", w) or re.search(r"\w\u201c$", w)]
+
+
+def test_a_quotation_mark_that_turns_its_back_is_noticed():
+    said = "<p>\u201cYes,\u201d she said. <i>\u201dNo\u201d</i>, (\u201dmaybe\u201c</p>"
+    page = f"{said}<pre>\u201dx</pre>"
+    assert misquoted(page) == ["\u201dNo\u201d,", "(\u201dmaybe\u201c"]
+
+
+@pytest.mark.notebook
+def test_quotation_marks_stand_the_right_way_round(book):
+    pages = {path.name: misquoted(path.read_text(encoding="utf-8")) for path in book.glob("*.html")}
+    assert {name: found for name, found in pages.items() if found} == {}
+
+
 @pytest.mark.notebook
 def test_the_front_page_lists_every_chapter(book):
     seen = scan.Page((book / "index.html").read_text(encoding="utf-8")).linked
