@@ -186,8 +186,7 @@ def test_the_treatment_always_on_reads_before_and_after(learnt):
 
 
 def test_there_is_no_trial_without_a_protocol(monkeypatch):
-    monkeypatch.setattr(trial, "PROTOCOL", "none.json")
-    monkeypatch.setattr(trial, "KEPT", "none.safetensors")
+    monkeypatch.setattr(trial.data, "locate", lambda name: None)
     for read in (trial.protocol, trial.kept, trial.amended):
         with pytest.raises(FileNotFoundError, match="results protocol"):
             read()
