@@ -74,11 +74,11 @@ check: $(DEV)
 
 test: check
 	$(PYTEST) -n logical --maxprocesses 4 -m "(long or patient) and not slow"
-	$(PYTEST) -n 2 --dist loadgroup -m "(notebook or browser) and not slow"
+	$(PYTEST) -n 2 --dist loadfile -m "(notebook or browser) and not slow"
 
 test-full: check
 	$(PYTEST) -n logical --maxprocesses 4 -m "(long or patient or slow) and not (notebook or browser)"
-	$(PYTEST) -n 2 --dist loadgroup -m "notebook or browser"
+	$(PYTEST) -n 2 --dist loadfile -m "notebook or browser"
 	$(PY) tests/sweep.py
 
 bench: $(BOOK)

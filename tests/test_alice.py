@@ -97,6 +97,7 @@ def test_a_row_of_the_alice_table_is_what_she_gives_now(p):
     assert now == pytest.approx(table["factors"][i], abs=0.02), f"sample {i}"
 
 
+@pytest.mark.slow
 def test_a_row_of_her_derivative_is_what_it_was(p, truth):
     row = random.choice(data.stored("alice")["derivative"])
     now = model_card.derivative_row(p, truth, row["frame"], row["t"])
@@ -198,6 +199,7 @@ def test_a_row_of_the_effects_is_what_it_was(p):
     assert min((high - low - then).abs().max(), (low - high - then).abs().max()) < 0.1, row["index"]
 
 
+@pytest.mark.slow
 def test_a_row_of_the_manifold_is_what_it_was(p):
     row, _ = a_row("manifold")
     table, name = data.stored("manifold"), random.choice(["random", "plain"])
@@ -224,6 +226,7 @@ def a_row(name):
     return random.choice(table["rows"]), table.get("k")
 
 
+@pytest.mark.slow
 def test_a_row_of_when_he_is_decided_is_what_it_was(p, truth):
     table = data.stored("decided")
     row = random.choice(table["rows"])

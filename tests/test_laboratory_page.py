@@ -194,6 +194,7 @@ def test_the_last_of_many_moves_is_the_one_that_stays(bench):
     assert (picture(bench, "dragged") == after).all()
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 def test_two_directions_side_by_side(bench):
     drag(bench, 0.1)
@@ -210,6 +211,7 @@ def test_two_directions_side_by_side(bench):
     radios.nth(0).check(force=True)
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 def test_another_random_direction_is_another_picture(bench):
     drag(bench, 0.4)
@@ -239,6 +241,7 @@ def test_what_is_saved_is_what_is_seen(bench, tmp_path):
     assert np.abs(picture(bench, "dragged") - style.pixels(again[0])).max() <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 def test_the_address_leads_back(bench, single):
     drag(bench, 0.2)

@@ -39,7 +39,6 @@ def test_there_are_chapters():
 
 @pytest.mark.slow
 @pytest.mark.notebook
-@pytest.mark.xdist_group("full")
 @EACH
 def test_runs_in_full(path, capfd):
     with capfd.disabled():

@@ -106,6 +106,7 @@ def test_no_exact_posterior_where_the_bank_does_not_suffice(p, truth):
     assert row["ess"] < 500 and "exact" not in row
 
 
+@pytest.mark.slow
 def test_distances_between_samples_are_those_of_the_exact_spans(p, truth, monkeypatch):
     monkeypatch.setattr(surveys, "ENOUGH", 50)
     found = surveys.between_samples(p, truth, t=900, simple=False)
@@ -164,6 +165,7 @@ def change_along(p, case, v):
     return (high - low).tolist()
 
 
+@pytest.mark.slow
 def test_an_effect_row_holds_the_change_of_every_factor_along_every_direction(p):
     u, agreement = surveys.common_directions(p, 500)
     assert u.shape == (2, 8, 8, 8) and agreement[0] >= agreement[1]

@@ -124,6 +124,7 @@ def learnt():
         yield p, trial.studied(p), patch
 
 
+@pytest.mark.slow
 def test_what_is_learnt_on_development_samples(learnt):
     p, kept, _ = learnt
     assert {k: tuple(v.shape) for k, v in kept.items()} == {
@@ -160,6 +161,7 @@ def test_what_one_process_finds_is_kept_for_the_others(tmp_path):
     assert calls == [1] and torch.equal(found["u"], torch.tensor([1.0, 1e-4]).half())
 
 
+@pytest.mark.slow
 def test_the_ward_treats_a_sample_by_the_plan(learnt):
     p, kept, patch = learnt
     patch.setattr(trial, "load_model", lambda name: p)
